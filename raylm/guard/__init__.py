@@ -1,0 +1,1 @@
+"""Floor 3: judges each step, decides what to undo."""

@@ -1,0 +1,1 @@
+"""Floor 3: events, the live view, TensorBoard files."""

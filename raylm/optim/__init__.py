@@ -1,0 +1,1 @@
+"""Floor 2: updates, clipping, learning-rate schedules."""
