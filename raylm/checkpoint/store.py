@@ -1,0 +1,192 @@
+"""Checkpoints on a local disk that a kill at any instant cannot spoil.
+
+A save writes everything under a hidden temporary name, syncs it, and renames: a reader sees a checkpoint
+whole or not at all. A checkpoint of the same step is replaced by way of `step-NNNNNNNN.new`, which readers
+prefer to the plain name, so that there is no instant without a complete one. Removal hides first and deletes
+then.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from raylm.checkpoint import files
+from raylm.checkpoint.layout import (
+    FOLDER_NAME,
+    CheckpointInfo,
+    look_at_checkpoint,
+    read_checkpoint,
+    step_of,
+    write_checkpoint,
+)
+from raylm.checkpoint.snapshot import Json, Snapshot, state_sha256
+from raylm.errors import UserError
+
+__all__ = ["CheckpointInfo", "CheckpointNotSaved", "CheckpointStore", "Snapshot", "state_sha256", "step_of"]
+
+_HIDDEN = re.compile(r"\.step-\d{8,}\.(partial|removed)-\d+")
+
+
+class CheckpointNotSaved(OSError):  # noqa: N818 - an outcome that the caller goes on from
+    """A save that the disk refused, told in one line; the older checkpoints are untouched."""
+
+
+def _ignore(line: str) -> None:
+    """Nobody listens."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `folder` (`RUN/checkpoints`). One process writes, any number read."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self._clock = clock
+
+    def save(self, snapshot: Snapshot, *, config: Json, dataset_id: str) -> Path:
+        """Write a checkpoint and return its folder once it is safe on the disk.
+
+        Raises CheckpointNotSaved where the disk refuses (full, read-only, failing): nothing partial stays.
+        Raises ValueError where the snapshot holds what cannot be written (see `state_sha256`).
+        """
+        final = self.folder / f"step-{snapshot.step:08d}"
+        partial = self.folder / f".{final.name}.partial-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.clean()
+            write_checkpoint(partial, snapshot, config, dataset_id, self._clock())
+            self._publish(partial, final)
+        except ValueError:
+            _remove_quietly(partial)
+            raise
+        except OSError as error:
+            _remove_quietly(partial)
+            raise CheckpointNotSaved(
+                f"the checkpoint of step {snapshot.step} was not saved in {self.folder}: "
+                f"{error.strerror or error}; the older ones are untouched"
+            ) from error
+        return final
+
+    def candidates(self) -> Sequence[Path]:
+        """The folders that may hold a checkpoint, newest step first; of one step, the replacement first."""
+        try:
+            found = [path for path in _entries(self.folder) if FOLDER_NAME.fullmatch(path.name)]
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder}: {error.strerror}") from error
+        return sorted(found, key=lambda path: (step_of(path), path.name), reverse=True)
+
+    def list(self) -> Sequence[CheckpointInfo]:
+        """All checkpoints, oldest step first, looked at without reading the arrays."""
+        return [look_at_checkpoint(path) for path in reversed(self.candidates())]
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose manifest is whole and whose files have the right sizes."""
+        return next((path for path in self.candidates() if look_at_checkpoint(path).complete), None)
+
+    def load(self, path: Path) -> Snapshot:
+        """The state in one checkpoint, every byte of it verified.
+
+        Raises UserError naming the file, what was expected and what was found.
+        """
+        return read_checkpoint(path)
+
+    def load_newest(self, say: Callable[[str], None]) -> tuple[Path, Snapshot]:
+        """The newest checkpoint that verifies; each bad one passed over is named through `say`.
+
+        Raises UserError where there is none, or none is good.
+        """
+        paths = self.candidates()
+        if not paths:
+            raise UserError(f"{self.folder} holds no checkpoint")
+        for path in paths:
+            try:
+                return path, self.load(path)
+            except UserError as problem:
+                say(f"{problem}; passed over for the one before")
+        raise UserError(
+            f"{self.folder} holds {len(paths)} checkpoints, none of them good: start the run anew"
+        )
+
+    def prune(
+        self,
+        keep_last: int,
+        keep_every: int | None = None,
+        keep_best: bool = True,
+        say: Callable[[str], None] = _ignore,
+    ) -> Sequence[Path]:
+        """Remove old checkpoints and return their folders; what could not be removed is named through `say`.
+
+        Kept are the last `keep_last` (never fewer than two) complete ones, those whose step is a multiple of
+        `keep_every`, and the one with the lowest finite `extra["valid_nats"]`. Damaged ones are left to be
+        looked at; the save of the same step replaces them.
+        """
+        complete = [info for info in self.list() if info.complete]
+        kept = {info.path for info in complete[-max(keep_last, 2) :]}
+        if keep_every:
+            kept |= {info.path for info in complete if info.step % keep_every == 0}
+        judged = [info for info in complete if isinstance(info.extra.get("valid_nats"), int | float)]
+        if keep_best and judged:
+            kept.add(min(judged, key=lambda info: (info.extra["valid_nats"], -info.step)).path)
+        return self._remove([info.path for info in complete if info.path not in kept], say)
+
+    def discard_after(self, step: int, say: Callable[[str], None] = _ignore) -> Sequence[Path]:
+        """Remove all checkpoints newer than `step`, newest first: a run that went back to `step` left them."""
+        return self._remove([path for path in self.candidates() if (step_of(path) or 0) > step], say)
+
+    def clean(self) -> None:
+        """Finish or remove what a killed save or removal left; called by every save. Raises OSError."""
+        for path in _entries(self.folder):
+            if _HIDDEN.fullmatch(path.name):
+                files.remove_tree(path)
+        for path in _entries(self.folder):
+            if FOLDER_NAME.fullmatch(path.name) and path.suffix == ".new":
+                if look_at_checkpoint(path).complete:
+                    self._settle(path)
+                else:
+                    self._hide_and_remove(path)
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        if final.exists():
+            replacement = final.with_name(f"{final.name}.new")
+            files.rename(partial, replacement)
+            files.sync_folder(self.folder)
+            self._settle(replacement)
+        else:
+            files.rename(partial, final)
+            files.sync_folder(self.folder)
+
+    def _settle(self, replacement: Path) -> None:
+        final = replacement.with_suffix("")
+        if final.exists():
+            self._hide_and_remove(final)
+        files.rename(replacement, final)
+        files.sync_folder(self.folder)
+
+    def _hide_and_remove(self, path: Path) -> None:
+        hidden = path.with_name(f".{path.name.removesuffix('.new')}.removed-{os.getpid()}")
+        files.rename(path, hidden)
+        files.sync_folder(self.folder)
+        files.remove_tree(hidden)
+
+    def _remove(self, paths: Iterable[Path], say: Callable[[str], None]) -> Sequence[Path]:
+        removed = []
+        for path in paths:
+            try:
+                self._hide_and_remove(path)
+            except OSError as error:
+                say(f"{path} could not be removed: {error.strerror}")
+            else:
+                removed.append(path)
+        return removed
+
+
+def _entries(folder: Path) -> Sequence[Path]:
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        files.remove_tree(path)
+    except OSError:
+        return  # the next save removes it
