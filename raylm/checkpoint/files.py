@@ -54,10 +54,10 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it; links are removed, never followed."""
-    for entry in list(os.scandir(path)):
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(Path(entry.path))
-        else:
-            unlink(Path(entry.path))
+    """Remove a file, or a folder and all in it; links are removed, never followed."""
+    if path.is_symlink() or not path.is_dir():
+        unlink(path)
+        return
+    for entry in list(path.iterdir()):
+        remove_tree(entry)
     remove_folder(path)

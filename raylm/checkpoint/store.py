@@ -138,7 +138,7 @@ class CheckpointStore:
         """Finish or remove what a killed save or removal left; called by every save. Raises OSError."""
         for path in _entries(self.folder):
             if _HIDDEN.fullmatch(path.name):
-                files.remove_tree(path)
+                _remove_quietly(path)
         for path in _entries(self.folder):
             if FOLDER_NAME.fullmatch(path.name) and path.suffix == ".new":
                 if look_at_checkpoint(path).complete:
@@ -167,7 +167,7 @@ class CheckpointStore:
         hidden = path.with_name(f".{path.name.removesuffix('.new')}.removed-{os.getpid()}")
         files.rename(path, hidden)
         files.sync_folder(self.folder)
-        files.remove_tree(hidden)
+        _remove_quietly(hidden)
 
     def _remove(self, paths: Iterable[Path], say: Callable[[str], None]) -> Sequence[Path]:
         removed = []
