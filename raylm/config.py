@@ -1,0 +1,173 @@
+"""The whole of a run's configuration: one frozen typed tree.
+
+A field's default, bounds and help text stand here once; the command line, `config.json` and the help derive from
+them. Values come from, in rising order of weight: these defaults, a recipe (`raylm/recipes.py`), a TOML file
+(`--config`), options (`--section.field value`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused; a field's docstring is its help text."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class DataConfig(Section):
+    corpus: tuple[str, ...] = Field(("auto",), min_length=1)
+    """What to train on: auto (PTB where it can be had, else the sample), ptb, sample, one or more text files, or a
+    folder with train/valid/test text."""
+    data_dir: Path | None = None
+    """Folder that holds ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
+    cache_dir: Path | None = None
+    """Where downloads and prepared datasets are kept; default $XDG_CACHE_HOME/raylm, else ~/.cache/raylm."""
+    vocabulary_size: PositiveInt = 10_000
+    """Most words kept for a text of one's own; rarer ones become <unk>. PTB and the sample bring their own."""
+    lanes: PositiveInt = 20
+    """Parallel streams of the global batch, whatever the number of workers."""
+    window: PositiveInt = 20
+    """Time steps of truncated back-propagation (BPTT length)."""
+    order: Literal["sequential", "chunk"] = "sequential"
+    """Order of an epoch: as the text stands, or its chunks permuted anew each epoch."""
+
+
+class ModelConfig(Section):
+    layers: PositiveInt = 2
+    """LSTM layers."""
+    hidden: PositiveInt = 200
+    """Units of the embedding and of each layer."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share dropped on the non-recurrent connections."""
+    init_scale: PositiveFloat = 0.1
+    """Every parameter starts uniform in ± this."""
+    forget_bias: float = 0.0
+    """Added to the forget gate's first bias."""
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adam"] = "sgd"
+    """The update."""
+    clip_norm: PositiveFloat | None = 5.0
+    """Largest global norm of the gradient, after the all-reduce; none to leave it as it is."""
+    loss_scale: Literal["token_mean", "sequence_sum"] = "sequence_sum"
+    """What the gradient is of: the mean over tokens, or the sum over time averaged over lanes (T times as large, so
+    learning rate and clip mean something else)."""
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    """Adam's decay of the first moment."""
+    beta2: float = Field(0.999, ge=0.0, lt=1.0)
+    """Adam's decay of the second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Adam's smallest denominator."""
+
+
+class ScheduleConfig(Section):
+    kind: Literal["constant", "held", "cosine", "inverse_sqrt", "linear", "exponential", "staircase"] = "held"
+    """How the learning rate goes on after the warm-up. held: constant for some epochs, then divided every epoch."""
+    learning_rate: PositiveFloat = 1.0
+    """The highest learning rate."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates over which the learning rate rises linearly to its highest."""
+    held_epochs: PositiveInt = 4
+    """held: epochs at the highest learning rate."""
+    divisor: float = Field(2.0, ge=1.0)
+    """held: each later epoch divides the learning rate by this."""
+    decay_steps: PositiveInt = 5_000
+    """exponential, staircase: updates in which the learning rate is multiplied by decay_rate."""
+    decay_rate: float = Field(0.1, gt=0.0, le=1.0)
+    """exponential, staircase: the factor."""
+    final_fraction: float = Field(0.0, ge=0.0, le=1.0)
+    """cosine, linear: what is left of the highest learning rate at the last update."""
+
+
+class GuardConfig(Section):
+    max_rollbacks: NonNegativeInt = 8
+    """Rollbacks in the whole run, through resumes too, before it ends with its verdict."""
+    backoff: float = Field(1.0, gt=0.0, le=1.0)
+    """The learning rate is multiplied by this at each rollback; 1 leaves it."""
+
+
+class CheckpointConfig(Section):
+    every: PositiveInt = 500
+    """Updates between checkpoints."""
+    keep_last: int = Field(3, ge=2)
+    """Newest checkpoints kept."""
+
+
+class ReportConfig(Section):
+    log_every: PositiveInt = 20
+    """Updates between step events."""
+    sample_every: NonNegativeInt = 500
+    """Updates between sampled texts; 0 for none."""
+    sample_prompt: str = "the company said"
+    """Words that every sampled text goes on from."""
+    sample_words: PositiveInt = 25
+    """Words to sample."""
+    plain_seconds: PositiveFloat = 10.0
+    """Seconds between lines where the output is not a terminal."""
+
+
+class ClusterConfig(Section):
+    workers: PositiveInt = 1
+    """Ray Train workers, one process each."""
+    replicas: PositiveInt | None = None
+    """Replicas of the model in each worker: GPUs, or logical CPU devices where there is none. Default: every GPU
+    that each node has, else 1."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Cores that each worker asks Ray for."""
+    address: str | None = None
+    """Ray cluster to use; default $RAY_ADDRESS, else Ray is started on this machine and stopped at the end."""
+    max_failures: NonNegativeInt = 8
+    """Worker losses without a checkpoint of progress between them before the run gives up."""
+
+
+class RunConfig(Section):
+    recipe: str = "quick"
+    """The recipe this configuration started from."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run's folder; default the recipe and the time."""
+    storage_path: str = "runs"
+    """Folder that holds the run folders; every worker must reach it."""
+    seed: NonNegativeInt = Field(0, lt=2**63)
+    """Seed of the initial weights, the dropout masks, the order and the sampled texts."""
+    epochs: PositiveInt = 13
+    """Passes over the training data."""
+    steps: PositiveInt | None = None
+    """Updates to stop after; default as many as the epochs have."""
+    drill: tuple[str, ...] = ()
+    """Faults to inject, KIND@STEP each (`raylm drill` lists them)."""
+    data: DataConfig = DataConfig()
+    """What is read, and how."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The update."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over time."""
+    guard: GuardConfig = GuardConfig()
+    """What happens when a step yields a non-finite number."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the state is saved."""
+    report: ReportConfig = ReportConfig()
+    """What is shown."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where it runs."""
+
+
+SHORTCUTS: dict[str, str] = {
+    "data.corpus": "corpus",
+    "data.data_dir": "data-dir",
+    "data.cache_dir": "cache-dir",
+    "schedule.learning_rate": "learning-rate",
+    "checkpoint.every": "checkpoint-every",
+    "cluster.workers": "workers",
+    "cluster.replicas": "replicas",
+}
+"""Short option names for the fields that are typed most."""

@@ -1,0 +1,36 @@
+"""Dropout whose masks are a pure function of (seed, position, place): a resumed run draws the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from raylm.model.types import Tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where masks come from in one window on one replica.
+
+    key: int32 [2], from the run's seed, the window's position and the replica's first lane.
+    """
+
+    key: Tensor
+
+    def drop(self, values: Tensor, rate: float, place: int) -> Tensor:
+        """Values with a share `rate` set to zero and the rest scaled by 1 / (1 - rate) (Srivastava et al. 2014).
+
+        `place` tells the sites of one window apart; the same place draws the same mask.
+        """
+        if rate == 0:
+            return values
+        key = tf.random.experimental.stateless_fold_in(self.key, place)
+        kept = tf.random.stateless_uniform(tf.shape(values), key, dtype=values.dtype, alg="philox") >= rate
+        return tf.where(kept, values / (1 - rate), tf.zeros_like(values))
+
+
+def mask_key(seed: int, position: Tensor, first_lane: Tensor) -> Tensor:
+    """The key of one window's masks: int32 [2]."""
+    key = tf.stack([tf.constant(seed & 0x7FFFFFFF, tf.int32), tf.cast(position, tf.int32)])
+    return tf.random.experimental.stateless_fold_in(key, tf.cast(first_lane, tf.int32))

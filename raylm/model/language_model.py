@@ -1,0 +1,112 @@
+"""The language model: embedding, LSTM layers, softmax over the vocabulary.
+
+Dropout stands where Zaremba, Sutskever and Vinyals (2014, arXiv:1409.2329) put it: on the embedding's output,
+between layers and before the softmax, never on the recurrent connection.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from raylm.config import ModelConfig
+from raylm.model.dropout import Masks
+from raylm.model.loss import cross_entropy_sum
+from raylm.model.lstm import LayerCarry, LayerWeights, lstm_layer
+from raylm.model.types import Tensor
+
+Carry = tuple[LayerCarry, ...]
+
+
+class LanguageModel(tf.Module):
+    """Predicts the next word from the words so far.
+
+    Weights are plain variables in one fixed order (`weights`), the same on every rank; `names` names them.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: int, seed: int) -> None:
+        super().__init__(name="language_model")
+        self.config = config
+        self.vocabulary = vocabulary
+        self.weights: dict[str, tf.Variable] = {
+            name: tf.Variable(value, name=name.replace("/", "_"), trainable=True)
+            for name, value in initial_weights(config, vocabulary, seed).items()
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained scalars."""
+        return sum(int(np.prod(weight.shape)) for weight in self.weights.values())
+
+    def outputs(self, inputs_TB: Tensor, carry: Carry, masks: Masks | None) -> tuple[Tensor, Carry]:
+        """Hidden states before the softmax [T, B, H] and the carry after the window; masks=None drops nothing."""
+        rate = self.config.dropout
+        hidden = tf.gather(self.weights["embedding"], inputs_TB)
+        next_carry = []
+        for layer in range(self.config.layers):
+            if masks is not None:
+                hidden = masks.drop(hidden, rate, layer)
+            hidden, layer_carry = lstm_layer(hidden, carry[layer], self._layer(layer))
+            next_carry.append(layer_carry)
+        if masks is not None:
+            hidden = masks.drop(hidden, rate, self.config.layers)
+        return hidden, tuple(next_carry)
+
+    def loss_sum(
+        self, inputs_TB: Tensor, targets_TB: Tensor, weights_TB: Tensor, carry: Carry, masks: Masks | None
+    ) -> tuple[Tensor, Carry]:
+        """Summed cross-entropy over the window's real targets, in nats, and the carry after it."""
+        hidden, next_carry = self.outputs(inputs_TB, carry, masks)
+        loss = cross_entropy_sum(
+            tf.reshape(hidden, [-1, hidden.shape[-1]]),
+            self.weights["softmax"],
+            self.weights["softmax/bias"],
+            tf.reshape(targets_TB, [-1]),
+            tf.reshape(weights_TB, [-1]),
+        )
+        return loss, next_carry
+
+    def next_logits(self, token_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Logits [B, V] of the word after `token_B`, and the carry."""
+        hidden, next_carry = self.outputs(token_B[None], carry, None)
+        logits = (
+            tf.matmul(hidden[0], self.weights["softmax"], transpose_b=True) + self.weights["softmax/bias"]
+        )
+        return logits, next_carry
+
+    def zero_carry(self, lanes: int) -> Carry:
+        """The carry of lanes that have read nothing."""
+        zeros = tf.zeros([lanes, self.config.hidden])
+        return tuple(LayerCarry(zeros, zeros) for _ in range(self.config.layers))
+
+    def _layer(self, layer: int) -> LayerWeights:
+        return LayerWeights(*(self.weights[f"lstm{layer}/{part}"] for part in LayerWeights._fields))
+
+
+def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str, np.ndarray]:
+    """Every parameter from U(−init_scale, init_scale), from Philox keyed by the seed; then the forget bias is added.
+
+    Drawn in a fixed order on the host, so the same seed gives the same weights on any device and any rank.
+    """
+    hidden = config.hidden
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
+    for layer in range(config.layers):
+        shapes[f"lstm{layer}/kernel"] = (hidden, 4 * hidden)
+        shapes[f"lstm{layer}/recurrent"] = (hidden, 4 * hidden)
+        shapes[f"lstm{layer}/bias"] = (4 * hidden,)
+    shapes["softmax"] = (vocabulary, hidden)
+    shapes["softmax/bias"] = (vocabulary,)
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    weights = {
+        name: generator.random(shape, np.float32) * np.float32(2 * config.init_scale)
+        - np.float32(config.init_scale)
+        for name, shape in shapes.items()
+    }
+    for layer in range(config.layers):
+        weights[f"lstm{layer}/bias"][hidden : 2 * hidden] += np.float32(config.forget_bias)
+    return weights
+
+
+def carry_names(layers: int) -> list[str]:
+    """Names of the carry's tensors in the order of a flattened `Carry`."""
+    return [f"layer{layer}/{part}" for layer in range(layers) for part in LayerCarry._fields]
