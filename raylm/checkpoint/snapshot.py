@@ -27,7 +27,7 @@ class Snapshot:
     slots: Arrays
     """Optimizer variables by name; empty for plain SGD."""
     carry: Arrays
-    """The carried LSTM state by name, each [lanes, width], with the same lanes; empty where none is carried."""
+    """The carried LSTM state by name, each [lanes, width], with the same lanes; empty without a carry."""
     cursor: Json
     """What of the data was consumed."""
     ledger: Json

@@ -131,7 +131,7 @@ class CheckpointStore:
         return self._remove([info.path for info in complete if info.path not in kept], say)
 
     def discard_after(self, step: int, say: Callable[[str], None] = _ignore) -> Sequence[Path]:
-        """Remove all checkpoints newer than `step`, newest first: a run that went back to `step` left them."""
+        """Remove all checkpoints newer than `step`, newest first: a run that went back there left them."""
         return self._remove([path for path in self.candidates() if (step_of(path) or 0) > step], say)
 
     def clean(self) -> None:
