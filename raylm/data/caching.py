@@ -1,0 +1,80 @@
+"""The cache: files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from raylm.errors import UserError
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/raylm`, or `~/.cache/raylm`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "raylm"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Puts a file in its place in one instant, on disk before it has its name.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with _writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Puts a folder of files in its place in one instant; see `new_folder`."""
+    with new_folder(folder) as staging:
+        for name, content in files.items():
+            write_file(staging / name, content)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well and is removed when it does not.
+
+    Where another process made `folder` meanwhile, theirs stays: what is cached depends on its name alone.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with _writing_to(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            staging.chmod(0o755)
+            yield staging
+            try:
+                staging.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}; "
+            "free some space or name another folder with XDG_CACHE_HOME"
+        ) from None

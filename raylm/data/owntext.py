@@ -1,0 +1,110 @@
+"""The user's own text: a folder that holds train, valid and test text, or files to be divided into them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from raylm.data.caching import new_folder
+from raylm.data.inputs import check_utf8, opening, plan_splits, read_split
+from raylm.errors import UserError
+
+Paths = tuple[Path, ...]
+
+_ROLES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+_FEWEST_LINES = 10
+
+
+def find_text(named: Sequence[Path], cache_dir: Path, say: Callable[[str], None]) -> tuple[Paths, Paths, Paths, str]:
+    """Train, valid and test files, and how they came to be so.
+
+    A folder must hold one file for each (`train.txt`, `ptb.train.txt`, `wiki.train.tokens`, `train-00.parquet`...);
+    files named so are taken as that too. Any other files are divided by line, in their order: the first 80 % to
+    train on, the next 10 % to validate, the last 10 % to test.
+
+    Raises:
+        UserError: missing, unreadable, empty, not UTF-8, too short to divide, or a folder where it is not clear.
+    """
+    folders = [path for path in named if path.is_dir()]
+    if folders and len(named) > 1:
+        raise UserError(f"{folders[0]} is a folder; name one folder or files, not both")
+    for path in named:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; --corpus takes auto, ptb, sample, text files or a folder")
+    if folders:
+        with opening(folders[0]):
+            files = sorted(path for path in folders[0].iterdir() if path.is_file() and path.name[0] != ".")
+        by_role = _by_role(files)
+        for role in ("train", "valid", "test"):
+            found = by_role.get(role, ())
+            if not found:
+                raise UserError(f"{folders[0]} holds no {role} text: it needs one file each for train, valid and test")
+            if len(found) > 1:
+                raise UserError(
+                    f"{folders[0]} holds {len(found)} {role} files ({found[0].name}, {found[1].name}): leave one"
+                )
+        return by_role["train"], by_role["valid"], by_role["test"], f"train, valid and test text of {folders[0]}"
+    by_role = _by_role(named)
+    if sorted(by_role) == ["test", "train", "valid"] and len(named) == 3:
+        return by_role["train"], by_role["valid"], by_role["test"], "train, valid and test as named"
+    return *_divide(tuple(named), cache_dir, say), "divided by line: first 80 % train, next 10 % valid, last 10 % test"
+
+
+def _by_role(files: Sequence[Path]) -> dict[str, Paths]:
+    by_role: dict[str, Paths] = {}
+    for path in files:
+        roles = {_ROLES[part] for part in re.split(r"[._\-]", path.name.lower()) if part in _ROLES}
+        if len(roles) == 1:
+            role = roles.pop()
+            by_role[role] = (*by_role.get(role, ()), path)
+    return by_role
+
+
+def _divide(files: Paths, cache_dir: Path, say: Callable[[str], None]) -> tuple[Paths, Paths, Paths]:
+    digest = hashlib.sha256()
+    lines = 0
+    for line in _lines(files):
+        digest.update(line)
+        lines += 1
+    if not lines:
+        raise UserError(f"{files[0]} is empty: there is nothing to train on")
+    if lines < _FEWEST_LINES:
+        raise UserError(
+            f"{files[0]} has {lines} of the at least {_FEWEST_LINES} lines that it takes to divide it into train, "
+            "valid and test; or name a folder that holds the three"
+        )
+    folder = cache_dir / "text" / digest.hexdigest()[:32]
+    held_out = lines // 10
+    train, valid, test = (folder / name for name in ("train.txt", "valid.txt", "test.txt"))
+    if not folder.is_dir():
+        say(f"dividing {lines:,} lines: {lines - 2 * held_out:,} train, {held_out:,} valid, {held_out:,} test")
+        with new_folder(folder) as staging, ExitStack() as stack:
+            outputs = [stack.enter_context((staging / path.name).open("wb")) for path in (train, valid, test)]
+            for number, line in enumerate(_lines(files)):
+                role = 0 if number < lines - 2 * held_out else 1 if number < lines - held_out else 2
+                outputs[role].write(line)
+    return (train,), (valid,), (test,)
+
+
+def _lines(files: Paths) -> Iterator[bytes]:
+    """Lines that hold anything, each ending in b"\\n"."""
+    for path in files:
+        before = 0
+        for split in plan_splits([path]):
+            in_split = 0
+            for block in read_split(split):
+                check_utf8(block, split.source, before)
+                yield from (line + b"\n" for line in block.data.split(b"\n") if line.strip())
+                in_split += block.lines
+            before += in_split
