@@ -1,0 +1,166 @@
+"""events.jsonl: what happened in a run, one JSON object a line, in the order in which it happened.
+
+Every event has `kind`, `step` (optimizer updates applied), `position` (the data cursor, as the caller says it)
+and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may be missing:
+
+    start       steps_total recipe parameters workers replicas dataset vocabulary uniform_nats? unigram_nats?
+    step        loss (nats a token) perplexity learning_rate gradient_norm tokens_per_second epoch steps_total
+                tokens (counted from the start of the run)
+    eval        split (train, valid or test) nats perplexity tokens? seconds?
+    sample      prompt text
+    checkpoint  path? seconds? bytes? state_sha256? problem? (why it was not saved, in one line)
+    incident    reason, and what the guard found
+    rollback    to_step reason? skip? learning_rate_factor?
+    resume      path, changes? (a list of lines)
+    resize      workers replicas
+    end         status (completed, failed or interrupted) reason?
+
+JSON has no word for NaN and the infinities: they are written as the texts "nan", "inf" and "-inf", which
+`number` reads back.
+"""
+
+import errno
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raylm.errors import UserError
+
+KINDS = ("start", "step", "eval", "sample", "checkpoint", "incident", "rollback", "resume", "resize", "end")
+NAME = "events.jsonl"
+
+Event = Mapping[str, Any]
+
+
+def number(value: Any) -> float | None:
+    """A figure of an event as a float, the texts "nan", "inf" and "-inf" too; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return float(value)
+    return float(value) if value in ("nan", "inf", "-inf") else None
+
+
+def finite_json(value: Any) -> Any:
+    """`value` in JSON's own types: non-finite floats as text, NumPy's scalars as numbers, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): finite_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return finite_json(value.tolist())
+    raise TypeError(f"an event cannot hold {value!r}")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class EventLog:
+    """Appends events to `RUN/events.jsonl`, each with one write, so that a kill costs at most the last line."""
+
+    def __init__(
+        self,
+        run_folder: Path,
+        clock: Callable[[], float] = time.time,
+        say: Callable[[str], None] = _to_stderr,
+    ) -> None:
+        """Open the log, cutting off the last line where a kill tore it; UserError where that cannot be done."""
+        self.path = run_folder / NAME
+        self._clock = clock
+        self._say = say
+        self._failing = False
+        try:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._cut_torn_line()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def append(self, kind: str, step: int, position: Any, **fields: Any) -> dict[str, Any]:
+        """Write one event and return it as it was written.
+
+        A disk that refuses does not stop the run: it is told of once, and what it refused is missing in the log.
+        Raises ValueError for a kind or a field that is not the log's to write.
+        """
+        if kind not in KINDS or "time" in fields:
+            raise ValueError(f"no event of kind {kind!r} with fields {sorted(fields)}")
+        event: dict[str, Any] = finite_json(
+            {"kind": kind, "step": step, "position": position, "time": self._clock(), **fields}
+        )
+        self._write(json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        return event
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _write(self, line: bytes) -> None:
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                self._cut_torn_line()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._failing:
+                self._say(f"{self.path} cannot be written ({error.strerror}): events are lost until it can")
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _cut_torn_line(self) -> None:
+        os.ftruncate(self._descriptor, _end_of_last_whole_line(self._descriptor))
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a log, or of a run's folder, oldest first; a last line that a kill tore is left out.
+
+    Raises UserError naming the file and the line where it cannot be read.
+    """
+    path = path / NAME if path.is_dir() else path
+    try:
+        *lines, torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    events = []
+    for index, line in enumerate(lines, start=1):
+        try:
+            events.append(_parse(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {index}: not an event ({error})") from error
+    try:
+        return [*events, _parse(torn)]
+    except ValueError:
+        return events
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    event = json.loads(line)
+    if not isinstance(event, dict) or event.get("kind") not in KINDS or not isinstance(event.get("step"), int):
+        raise ValueError("an object with a known kind and a step was expected")
+    return event
+
+
+def _end_of_last_whole_line(descriptor: int) -> int:
+    """The size of the file without a torn last line, in bytes; looks back in pieces of 64 KiB."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - (64 << 10))
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
