@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,13 +36,6 @@ def write_file(path: Path, content: bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-
-
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Puts a folder of files in its place in one instant; see `new_folder`."""
-    with new_folder(folder) as staging:
-        for name, content in files.items():
-            write_file(staging / name, content)
 
 
 @contextmanager

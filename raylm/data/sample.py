@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from raylm.data.caching import write_folder
+from raylm.data.caching import new_folder, write_file
 from raylm.data.vocabulary import UNKNOWN
 from raylm.errors import UserError
 
@@ -41,8 +41,10 @@ def find_sample(cache_dir: Path, say: Callable[[str], None]) -> tuple[Path, Path
     train, valid, test = paths = (folder / "train.txt", folder / "valid.txt", folder / "test.txt")
     if not all(path.is_file() for path in paths):
         say("making the sample corpus from the documentation that Python carries")
-        texts = build_sample(standard_library_texts(Path(sysconfig.get_path("stdlib"))))
-        write_folder(folder, {path.name: text.encode() for path, text in zip(paths, texts, strict=True)})
+        with new_folder(folder) as staging:
+            texts = build_sample(standard_library_texts(Path(sysconfig.get_path("stdlib"))))
+            for path, text in zip(paths, texts, strict=True):
+                write_file(staging / path.name, text.encode())
     return train, valid, test
 
 

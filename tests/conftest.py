@@ -1,0 +1,18 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ptb_dir() -> Path:
+    """The Penn Treebank: `$RAYLM_PTB_DIR`, else `../shared/ptb` beside the repository, else the test is skipped."""
+    named = os.environ.get("RAYLM_PTB_DIR", "")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "ptb"
+    if not (folder / "ptb.train.txt").is_file():
+        pytest.skip(f"needs the Penn Treebank: {folder} has no ptb.train.txt (name a folder with RAYLM_PTB_DIR)")
+    return folder
