@@ -69,9 +69,7 @@ class LanguageModel(tf.Module):
     def next_logits(self, token_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Logits [B, V] of the word after `token_B`, and the carry."""
         hidden, next_carry = self.outputs(token_B[None], carry, None)
-        logits = (
-            tf.matmul(hidden[0], self.weights["softmax"], transpose_b=True) + self.weights["softmax/bias"]
-        )
+        logits = tf.matmul(hidden[0], self.weights["softmax"], transpose_b=True) + self.weights["softmax/bias"]
         return logits, next_carry
 
     def zero_carry(self, lanes: int) -> Carry:
@@ -98,8 +96,7 @@ def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str
     shapes["softmax/bias"] = (vocabulary,)
     generator = np.random.Generator(np.random.Philox(key=seed))
     weights = {
-        name: generator.random(shape, np.float32) * np.float32(2 * config.init_scale)
-        - np.float32(config.init_scale)
+        name: generator.random(shape, np.float32) * np.float32(2 * config.init_scale) - np.float32(config.init_scale)
         for name, shape in shapes.items()
     }
     for layer in range(config.layers):

@@ -100,7 +100,7 @@ def _forward(
     return tuple(
         tf.ensure_shape(array.stack(), [projected_TBG.shape[0], batch, size])
         for array, size in zip(saved, (4 * width, width, width, width), strict=True)
-    )  # type: ignore[return-value]
+    )
 
 
 def _backward(

@@ -73,9 +73,7 @@ def make_strategy(topology: Topology) -> tf.distribute.Strategy:
     kind = "GPU" if gpus else "CPU"
     if not gpus:
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * topology.replicas
-        )
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * topology.replicas)
     if topology.workers == 1:
         return tf.distribute.MirroredStrategy([f"/{kind}:{index}" for index in range(topology.replicas)])
 

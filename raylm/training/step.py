@@ -12,31 +12,32 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from raylm.config import OptimizerConfig
+from raylm.config import OptimizerConfig, RunConfig
 from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.types import Tensor
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
-from raylm.training.distribute import Topology
+from raylm.training.state import Replicas
 
 
 class Batch(NamedTuple):
-    """One window of this worker's lanes: ids int32 [B, T], targets int32 [B, T], weights float32 [B, T]."""
+    """One window of this worker's lanes: ids int32 [B, T], targets int32 [B, T], weights float32 [B, T], and bool
+    [B], which lanes begin anew with a carry of zero."""
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor
+    reset: Tensor
 
 
 class Control(NamedTuple):
     """What the host says of a step, all scalars.
 
-    reset: zero the carry first. position: of the window, int32 (keys the dropout masks). learning_rate: float32.
+    position: of the window, int32 (keys the dropout masks). learning_rate: float32.
     stop: float32, 1 where this rank was asked to stop. poison_loss, poison_gradient: float32, added by drills.
     """
 
-    reset: Tensor
     position: Tensor
     learning_rate: Tensor
     stop: Tensor
@@ -67,7 +68,7 @@ def train_step(
 ) -> tuple[StepResult, Carry]:
     """One update, identical on every replica; `lanes` is the global batch's."""
     variables = list(model.weights.values())
-    carry = tf.nest.map_structure(lambda part: tf.where(control.reset, tf.zeros_like(part), part), carry)
+    carry = tf.nest.map_structure(lambda part: tf.where(batch.reset[:, None], tf.zeros_like(part), part), carry)
     with tf.GradientTape() as tape:
         loss_sum, next_carry = model.loss_sum(
             tf.transpose(batch.inputs), tf.transpose(batch.targets), tf.transpose(batch.weights), carry, masks
@@ -98,32 +99,24 @@ def all_reduce_sum(values: list[Tensor]) -> list[Tensor]:
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
 
 
-def compile_step(
-    strategy: tf.distribute.Strategy,
-    model: LanguageModel,
-    optimizer: Optimizer,
-    config: OptimizerConfig,
-    topology: Topology,
-    seed: int,
-) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
+def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
     """`train_step` on every replica of this worker, as one compiled function of (batch, carry, control).
 
     The batch holds this worker's lanes, `topology.padded_lanes` of them; the carry is per replica.
     """
+    strategy, topology, model = replicas.strategy, replicas.topology, replicas.model
     share = topology.lanes_per_replica
 
     def replica_step(batch: Batch, carry: Carry, control: Control) -> tuple[StepResult, Carry]:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         local = replica - topology.rank * topology.replicas
         mine = Batch(*(part[local * share : (local + 1) * share] for part in batch))
-        masks = Masks(mask_key(seed, control.position, replica * share)) if model.config.dropout else None
-        return train_step(model, optimizer, config, topology.lanes, mine, carry, masks, control)
+        masks = Masks(mask_key(config.seed, control.position, replica * share)) if model.config.dropout else None
+        return train_step(model, replicas.optimizer, config.optimizer, topology.lanes, mine, carry, masks, control)
 
     @tf.function
     def step(batch: Batch, carry: Any, control: Control) -> tuple[StepResult, Any]:
         results, next_carry = strategy.run(replica_step, args=(batch, carry, control))
-        return tf.nest.map_structure(
-            lambda value: strategy.experimental_local_results(value)[0], results
-        ), next_carry
+        return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results), next_carry
 
     return step  # type: ignore[no-any-return]

@@ -1,0 +1,310 @@
+"""The training loop: the only place that sequences batch → step → decide → save → report.
+
+It runs in every worker alike and knows nothing of Ray. All ranks take the same decisions from the same outcomes;
+rank 0 alone writes files, evaluates and tells the world.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from raylm.checkpoint.store import CheckpointStore
+from raylm.config import RunConfig
+from raylm.data.dataset import Dataset
+from raylm.data.streams import Streams, Window
+from raylm.guard.drills import Drill, due, parse_drills
+from raylm.guard.judge import Abort, Ledger, Outcome, Proceed, RollBack, judge
+from raylm.observe.summary import Summary
+from raylm.optim.schedules import learning_rate
+from raylm.training.distribute import Topology, make_strategy
+from raylm.training.evaluate import Evaluator
+from raylm.training.record import Recorder
+from raylm.training.state import State, capture, fresh_carry, make_replicas, non_finite, restore
+from raylm.training.step import Batch, Control, StepResult, compile_step
+
+OUTCOMES_IN_FLIGHT = 2
+"""Steps that are given to the device before the first one's outcome is read; the gate makes reading late safe."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What the loop may ask of, and tell, the world around it.
+
+    publish: takes each event of rank 0, {"kind": "wait", "what": …} before something long, {"kind": "note", "text": …}.
+    stop_requested: whether this rank was asked to end early; every rank then stops at the same step.
+    report: called at the same steps on every rank with the metrics and the newest checkpoint's folder.
+    """
+
+    publish: Callable[[Mapping[str, Any]], None]
+    stop_requested: Callable[[], bool]
+    report: Callable[[Mapping[str, float], Path | None], None]
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The opened splits; they share one vocabulary."""
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+
+
+class Diverged(Exception):  # noqa: N818 - an end of the run, not a fault of the program
+    """The guard's budget is spent; the message is the verdict."""
+
+
+def train(config: RunConfig, datasets: Datasets, topology: Topology, run_folder: Path, outside: Outside) -> Summary:
+    """Trains to the end of the configured run, from the newest checkpoint in `run_folder` if it holds one.
+
+    Returns the summary, the same status on every rank: completed, failed (diverged) or interrupted.
+
+    Raises:
+        UserError: the checkpoint does not fit the run, or more replicas than devices or lanes were asked for.
+    """
+    run = _Run(config, datasets, topology, run_folder, outside)
+    try:
+        status, reason = run.until_the_end()
+    except Diverged as verdict:
+        status, reason = "failed", str(verdict)
+    return run.finish(status, reason)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A step given to the device whose outcome was not read yet."""
+
+    step: int
+    window: Window
+    learning_rate: float
+    result: StepResult
+
+
+class _Run:
+    """One attempt at a run, from its newest checkpoint to its end or to the loss of a worker."""
+
+    def __init__(
+        self, config: RunConfig, datasets: Datasets, topology: Topology, run_folder: Path, outside: Outside
+    ) -> None:
+        self.config, self.datasets, self.topology, self.outside = config, datasets, topology, outside
+        self.run_folder = run_folder
+        self.drills = parse_drills(config.drill)
+        self.streams = Streams(
+            datasets.train,
+            lanes=config.data.lanes,
+            window=config.data.window,
+            seed=config.seed,
+            order=config.data.order,
+            first_lane=topology.first_lane,
+            stop_lane=topology.stop_lane,
+            pad_lanes_to=topology.padded_lanes,
+        )
+        self.total_steps = config.steps or sum(map(self.streams.windows_per_epoch, range(config.epochs)))
+        self.store = CheckpointStore(run_folder / "checkpoints")
+        self.record = Recorder(config, run_folder, topology.rank, outside.publish)
+        self.sent: deque[_Sent] = deque()
+        self.newest: Path | None = None
+        self.saved_at = -1
+        self.record.wait("building the model")
+        self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
+        self.step = compile_step(self.replicas, config)
+        self.evaluator = Evaluator(self.replicas.model)
+        self.state = self._begin()
+
+    def _begin(self) -> State:
+        """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
+        if self.store.newest() is None:
+            self.state = State(0, self.streams.start(), Ledger(), fresh_carry(self.replicas))
+        else:
+            path, snapshot = self.store.load_newest(self.record.note)
+            self.state = restore(self.replicas, snapshot)
+            self.streams.check(self.state.cursor)
+            self.newest, self.saved_at = path, self.state.step
+            self.record.resume(path, snapshot, self.state.cursor)
+        facts = {
+            "steps_total": self.total_steps,
+            "parameters": self.replicas.model.parameters,
+            "workers": self.topology.workers,
+            "replicas": self.topology.replicas,
+        }
+        self.record.begin(self.datasets.train, facts, self.state.step, self.state.cursor)
+        if self.saved_at < 0:
+            self._save()
+        self.record.wait("compiling the step")
+        return self.state
+
+    def until_the_end(self) -> tuple[str, str]:
+        """Steps until the run is over; its status and the reason in one line."""
+        while True:
+            stop = self._settle(0 if self._anything_due() else OUTCOMES_IN_FLIGHT)
+            if stop:
+                self._settle(0)
+                self._save()
+                return "interrupted", f"asked to stop after {self.state.step} updates"
+            if self._anything_due():
+                self._pause()
+                if self._over():
+                    return "completed", f"{self.state.step} updates"
+            self._send()
+
+    def _send(self) -> None:
+        """Gives the next window to the device and moves the state past it, as if its update will be applied."""
+        state = self.state
+        drill = due(self.drills, state.step, state.drills)
+        if drill is not None:
+            self._strike(drill)
+        window, cursor = self.streams.read(state.cursor)
+        rate = state.ledger.learning_rate_factor * learning_rate(
+            self.config.schedule, state.step, window.cursor.epoch, self.total_steps
+        )
+        control = Control(
+            position=tf.constant(window.cursor.position, tf.int32),
+            learning_rate=tf.constant(rate, tf.float32),
+            stop=tf.constant(float(self.outside.stop_requested()), tf.float32),
+            poison_loss=_nan_if(drill, "nan-loss"),
+            poison_gradient=_nan_if(drill, "nan-gradient"),
+        )
+        batch = Batch(*map(tf.constant, (window.inputs, window.targets, window.weights, window.reset_lanes)))
+        result, state.carry = self.step(batch, state.carry, control)
+        self.sent.append(_Sent(state.step, window, rate, result))
+        state.step, state.cursor = state.step + 1, self.streams.settle(cursor)
+
+    def _strike(self, drill: Drill) -> None:
+        """Injects a fault that is not the step's own; a mark in the run's folder keeps a kill from coming back."""
+        self.state.drills += (str(drill),)
+        if drill.kind == "kill-worker" and self.topology.rank == self.topology.workers - 1:
+            mark = self.run_folder / "drills" / str(drill)
+            mark.parent.mkdir(exist_ok=True)
+            try:
+                mark.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _settle(self, left: int) -> bool:
+        """Reads outcomes until `left` are in flight; rolls back at a bad one. True where a rank asks to stop."""
+        stop = False
+        while len(self.sent) > left:
+            sent = self.sent.popleft()
+            loss_sum, tokens, norm, applied, asked = (float(value) for value in sent.result)
+            stop = stop or asked > 0
+            outcome = Outcome(
+                step=sent.step,
+                position=sent.window.cursor.position,
+                epoch=sent.window.cursor.epoch,
+                loss=loss_sum / max(tokens, 1.0),
+                tokens=int(tokens),
+                norm=norm,
+                applied=bool(applied),
+                learning_rate=sent.learning_rate,
+            )
+            match judge(outcome, self.state.ledger, self.config.guard):
+                case Proceed():
+                    self.record.step(outcome, self.total_steps)
+                case RollBack() as decision:
+                    self._roll_back(outcome, decision)
+                case Abort(reason):
+                    self.record.incident(outcome, reason)
+                    raise Diverged(reason)
+        return stop
+
+    def _roll_back(self, outcome: Outcome, decision: RollBack) -> None:
+        """Back to the last checkpoint, in this process, with the window left out and the ledger kept."""
+        self.record.incident(outcome, decision.reason)
+        self.sent.clear()
+        drills = self.state.drills
+        _, snapshot = self.store.load_newest(self.record.note)
+        self.state = restore(self.replicas, snapshot)
+        self.state.cursor = self.streams.settle(self.state.cursor.leave_out(decision.position, decision.position + 1))
+        self.state.ledger, self.state.drills = decision.ledger, drills
+        self.record.rollback(outcome, snapshot, decision)
+        self._save()  # the ledger too: a kill from here on does not give the budget back
+
+    def _over(self) -> bool:
+        if self.config.steps is not None:
+            return self.state.step >= self.config.steps
+        return self.state.cursor.epoch >= self.config.epochs
+
+    def _epoch_ended(self) -> bool:
+        return self.state.cursor.epoch > self.state.epochs_evaluated
+
+    def _save_due(self) -> bool:
+        step = self.state.step
+        due_now = step % self.config.checkpoint.every == 0 or self._epoch_ended() or self._over()
+        return due_now and step > self.saved_at
+
+    def _sample_due(self) -> bool:
+        every, step = self.config.report.sample_every, self.state.step
+        return bool(every) and step > 0 and (step % every == 0 or self._over())
+
+    def _evaluation_due(self) -> bool:
+        return self._epoch_ended() or self._over()
+
+    def _anything_due(self) -> bool:
+        """Whether something stands between this step and the next, so that every outcome must be read first."""
+        return self._over() or self._save_due() or self._sample_due() or self._evaluation_due()
+
+    def _pause(self) -> None:
+        """Everything that is due between two steps. What is expensive to repeat comes after the checkpoint."""
+        if self._save_due():
+            self._save()
+        if self._sample_due() and self.topology.rank == 0:
+            self._sample()
+        if self._evaluation_due():
+            self._evaluate()
+
+    def _sample(self) -> None:
+        report, state = self.config.report, self.state
+        vocabulary = self.datasets.train.vocabulary
+        with self.record.apart():
+            text = self.evaluator.sample(
+                vocabulary, report.sample_prompt, report.sample_words, self.config.seed, state.step
+            )
+        self.record.sample(state.step, state.cursor.position, text)
+
+    def _evaluate(self) -> None:
+        """Rank 0 evaluates while the others wait; then every rank reports."""
+        state = self.state
+        state.epochs_evaluated = state.cursor.epoch
+        if self.topology.rank == 0:
+            for split in ("valid", "test") if self._over() else ("valid",):
+                self.record.wait(f"evaluating on the {split} text")
+                began = self.record.clock()
+                with self.record.apart():
+                    score = self.evaluator.score(getattr(self.datasets, split))
+                self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
+        self.outside.report(self.record.metrics(), self.newest)
+
+    def _save(self) -> None:
+        """Saves the state. The capture is a collective; a state that is not finite is never committed.
+
+        Raises:
+            Diverged: a weight, a slot or the carry is not finite.
+        """
+        with self.record.apart():
+            snapshot = capture(self.replicas, self.state, self.config.seed, self.record.extra())
+            bad = non_finite(snapshot)
+            if bad:
+                raise Diverged(
+                    f"{bad} is not finite after {self.state.step} updates: the update of a finite gradient overflowed; "
+                    "lower the learning rate"
+                )
+            self.saved_at = self.state.step
+            if self.topology.rank == 0:
+                self.newest = self.record.save(self.store, snapshot, self.datasets.train.dataset_id) or self.newest
+
+    def finish(self, status: str, reason: str) -> Summary:
+        """The summary; rank 0 writes it. A collective: the state's digest is over every lane's carry."""
+        return self.record.end(status, reason, capture(self.replicas, self.state, self.config.seed, {}))
+
+
+def _nan_if(drill: Drill | None, kind: str) -> tf.Tensor:
+    return tf.constant(math.nan if drill is not None and drill.kind == kind else 0.0, tf.float32)

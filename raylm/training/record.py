@@ -1,0 +1,237 @@
+"""What a run tells of itself: events, TensorBoard, checkpoints' figures, the summary.
+
+Every rank keeps the same accounts, since decisions hang on some of them; rank 0 alone writes and publishes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raylm.checkpoint.snapshot import Snapshot, state_sha256
+from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
+from raylm.config import RunConfig
+from raylm.data.dataset import Dataset
+from raylm.data.cursor import Cursor
+from raylm.guard.judge import Outcome, RollBack
+from raylm.observe.events import EventLog, read_events
+from raylm.observe.summary import Summary, steady_rate, write_summary
+from raylm.observe.tensorboard import TensorBoardLog
+from raylm.training.evaluate import Score, perplexity
+
+_FLOOR_TOKENS = 20_000_000  # enough to know the unigram distribution of any corpus
+
+
+class Recorder:
+    """Keeps the accounts of one attempt of a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_folder: Path,
+        rank: int,
+        publish: Callable[[Mapping[str, Any]], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.config, self.run_folder, self.writes, self.publish, self.clock = (
+            config,
+            run_folder,
+            rank == 0,
+            publish,
+            clock,
+        )
+        self.tokens = 0
+        self.resumes = 0
+        self.scores: dict[str, Score] = {}
+        self.losses: deque[tuple[int, float, int]] = deque(maxlen=config.report.train_perplexity_steps)
+        self.rates: list[float | None] = []
+        self.floors: dict[str, float] = {}
+        self.began = self.interval_began = clock()
+        self.interval_tokens = 0
+        if self.writes:
+            self.log = EventLog(run_folder, say=self.note)
+            self.board = TensorBoardLog(run_folder)
+
+    def begin(self, train: Dataset, facts: Mapping[str, Any], step: int, cursor: Cursor) -> None:
+        """The run starts, or goes on: from here on time counts."""
+        if not self.writes:
+            return
+        self.floors = {"uniform_nats": math.log(len(train.vocabulary)), "unigram_nats": unigram_nats(train)}
+        self.emit(
+            "start",
+            step,
+            cursor.position,
+            recipe=self.config.recipe,
+            vocabulary=len(train.vocabulary),
+            **self.floors,
+            **facts,
+        )
+
+    def resume(self, path: Path, snapshot: Snapshot, cursor: Cursor) -> None:
+        """The run goes on from a checkpoint; the accounts in it are taken over."""
+        self.tokens = int(snapshot.extra.get("tokens", 0))
+        if self.writes:
+            self.resumes = 1 + sum(event["kind"] == "resume" for event in read_events(self.run_folder))
+            self.emit("resume", snapshot.step, cursor.position, path=str(path))
+
+    def step(self, outcome: Outcome, total_steps: int) -> None:
+        """One more update was applied."""
+        self.tokens += outcome.tokens
+        self.interval_tokens += outcome.tokens
+        self.losses.append((outcome.step, outcome.loss * outcome.tokens, outcome.tokens))
+        step = outcome.step + 1
+        if step % self.config.report.log_every and step != 1:
+            return
+        rate = self.interval_tokens / max(self.clock() - self.interval_began, 1e-9)
+        self.rates.append(rate)
+        self.interval_tokens, self.interval_began = 0, self.clock()
+        self.emit(
+            "step",
+            step,
+            outcome.position,
+            loss=outcome.loss,
+            perplexity=perplexity(outcome.loss),
+            learning_rate=outcome.learning_rate,
+            gradient_norm=outcome.norm,
+            tokens_per_second=rate,
+            epoch=outcome.epoch,
+            steps_total=total_steps,
+            tokens=self.tokens,
+        )
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Time spent inside is not counted as training."""
+        began = self.clock()
+        yield
+        self.interval_began += self.clock() - began
+
+    def incident(self, outcome: Outcome, reason: str) -> None:
+        self.emit(
+            "incident",
+            outcome.step,
+            outcome.position,
+            reason=reason,
+            loss=outcome.loss,
+            gradient_norm=outcome.norm,
+            epoch=outcome.epoch,
+        )
+
+    def rollback(self, outcome: Outcome, snapshot: Snapshot, decision: RollBack) -> None:
+        """The state is a checkpoint's again, and so are the accounts."""
+        self.tokens = int(snapshot.extra.get("tokens", 0))
+        while self.losses and self.losses[-1][0] >= snapshot.step:
+            self.losses.pop()
+        self.interval_tokens, self.interval_began = 0, self.clock()
+        self.emit(
+            "rollback",
+            outcome.step,
+            outcome.position,
+            to_step=snapshot.step,
+            skip=[decision.position, decision.position + 1],
+            reason=f"window {decision.position} is left out",
+            learning_rate_factor=decision.ledger.learning_rate_factor,
+            rollbacks=decision.ledger.rollbacks,
+        )
+
+    def evaluation(self, step: int, position: int, split: str, score: Score, seconds: float) -> None:
+        self.scores[split] = score
+        self.emit(
+            "eval",
+            step,
+            position,
+            split=split,
+            nats=score.nats,
+            perplexity=score.perplexity,
+            tokens=score.tokens,
+            seconds=seconds,
+        )
+
+    def sample(self, step: int, position: int, text: str) -> None:
+        self.emit("sample", step, position, prompt=self.config.report.sample_prompt, text=text)
+
+    def save(self, store: CheckpointStore, snapshot: Snapshot, dataset_id: str) -> Path | None:
+        """Saves a checkpoint and prunes old ones; None where the disk refused, which the log then says."""
+        began, position = self.clock(), snapshot.cursor["position"]
+        try:
+            path = store.save(snapshot, config=self.config.model_dump(mode="json"), dataset_id=dataset_id)
+        except CheckpointNotSaved as problem:
+            self.emit("checkpoint", snapshot.step, position, problem=str(problem))
+            return None
+        store.prune(self.config.checkpoint.keep_last, say=self.note)
+        self.emit("checkpoint", snapshot.step, position, path=str(path), seconds=self.clock() - began)
+        return path
+
+    def extra(self) -> dict[str, Any]:
+        """Accounts that go into a checkpoint beside the state."""
+        valid = self.scores.get("valid")
+        return {"tokens": self.tokens} | ({"valid_nats": valid.nats} if valid else {})
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for Ray's own records."""
+        figures = {"train_perplexity": self.train_perplexity, "tokens": float(self.tokens)}
+        scores = {f"{split}_perplexity": score.perplexity for split, score in self.scores.items()}
+        return {name: value for name, value in (figures | scores).items() if value is not None}
+
+    @property
+    def train_perplexity(self) -> float | None:
+        """Of the last `report.train_perplexity_steps` updates, dropout and all."""
+        tokens = sum(count for _, _, count in self.losses)
+        return perplexity(sum(loss for _, loss, _ in self.losses) / tokens) if tokens else None
+
+    def end(self, status: str, reason: str, snapshot: Snapshot) -> Summary:
+        """The summary of the run; rank 0 writes it, and the last event."""
+        splits = {split: score.perplexity for split, score in self.scores.items()}
+        summary = Summary(
+            status=status,
+            reason=reason,
+            steps=snapshot.step,
+            tokens=self.tokens,
+            train_perplexity=self.train_perplexity,
+            valid_perplexity=splits.get("valid"),
+            test_perplexity=splits.get("test"),
+            tokens_per_second=steady_rate(self.rates),
+            rollbacks=int(snapshot.ledger["rollbacks"]),
+            resumes=self.resumes,
+            state_sha256=state_sha256(snapshot),
+            seconds=self.clock() - self.began,
+            recipe=self.config.recipe,
+            uniform_nats=self.floors.get("uniform_nats"),
+            unigram_nats=self.floors.get("unigram_nats"),
+        )
+        if self.writes:
+            write_summary(self.run_folder, summary)
+            self.emit("end", snapshot.step, snapshot.cursor["position"], status=status, reason=reason)
+            self.board.close()
+            self.log.close()
+        return summary
+
+    def note(self, line: str) -> None:
+        """One line for the person who watches; no event."""
+        self.publish({"kind": "note", "text": line})
+
+    def wait(self, what: str) -> None:
+        """Says what the run waits for; no event."""
+        if self.writes:
+            self.publish({"kind": "wait", "what": what})
+
+    def emit(self, kind: str, step: int, position: int, **fields: Any) -> None:
+        """One event to the log, to TensorBoard and to whoever watches."""
+        if self.writes:
+            event = self.log.append(kind, step, position, **fields)
+            self.board.record(event)
+            self.publish(event)
+
+
+def unigram_nats(dataset: Dataset) -> float:
+    """Entropy of the words' distribution, context ignored: a model stuck there has learnt nothing of order."""
+    counts = np.bincount(dataset.read(0, min(dataset.tokens, _FLOOR_TOKENS)))
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

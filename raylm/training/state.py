@@ -1,0 +1,160 @@
+"""The state of a run between steps, and its way to a snapshot on the host and back.
+
+Weights and slots live in the strategy's variables, the carry as one tensor a replica; the rest is plain data. A
+snapshot holds the carry of all lanes of the global batch, whatever the number of replicas that computed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from raylm.checkpoint.snapshot import Snapshot
+from raylm.config import RunConfig
+from raylm.data.cursor import Cursor
+from raylm.errors import UserError
+from raylm.guard.judge import Ledger
+from raylm.model.language_model import LanguageModel, carry_names
+from raylm.model.lstm import LayerCarry
+from raylm.optim.optimizers import Optimizer, make_optimizer
+from raylm.training.distribute import Topology
+
+
+@dataclass
+class State:
+    """Where a run stands: updates applied, what was read, what the guard remembers, each replica's carry.
+
+    drills: those injected so far; epochs_evaluated: epochs after which the model was evaluated. Both are kept in
+    checkpoints, but are no part of `state_sha256`.
+    """
+
+    step: int
+    cursor: Cursor
+    ledger: Ledger
+    carry: Any
+    drills: tuple[str, ...] = ()
+    epochs_evaluated: int = 0
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The model and the optimizer on every replica of this worker."""
+
+    strategy: tf.distribute.Strategy
+    topology: Topology
+    model: LanguageModel
+    optimizer: Optimizer
+    place_carry: Callable[[list[Any]], Any]
+    gather_carry: Callable[[Any], list[Any]]
+
+
+def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: RunConfig, vocabulary: int) -> Replicas:
+    """Creates all variables, in the same order on every rank, before the first step."""
+    with strategy.scope():
+        model = LanguageModel(config.model, vocabulary, config.seed)
+        optimizer = make_optimizer(config.optimizer, model.weights)
+    share = topology.lanes_per_replica
+
+    @tf.function
+    def place(worker_carry: list[Any]) -> Any:
+        def mine() -> Any:
+            context = tf.distribute.get_replica_context()
+            local = context.replica_id_in_sync_group - topology.rank * topology.replicas
+            parts = [part[local * share : (local + 1) * share] for part in worker_carry]
+            return tuple(LayerCarry(*parts[i : i + 2]) for i in range(0, len(parts), 2))
+
+        return strategy.run(mine)
+
+    @tf.function
+    def gather(carry: Any) -> list[Any]:
+        def everyones(parts: Any) -> Any:
+            context = tf.distribute.get_replica_context()
+            flat = tf.nest.flatten(parts)
+            return flat if context.num_replicas_in_sync == 1 else context.all_gather(flat, 0)
+
+        gathered = strategy.run(everyones, args=(carry,))
+        return [strategy.experimental_local_results(part)[0][: topology.lanes] for part in gathered]
+
+    return Replicas(strategy, topology, model, optimizer, place, gather)
+
+
+def fresh_carry(replicas: Replicas) -> Any:
+    """The carry of lanes that have read nothing, on every replica."""
+    return _place(replicas, replicas.model.zero_carry(replicas.topology.padded_lanes))
+
+
+def capture(replicas: Replicas, state: State, seed: int, extra: dict[str, Any]) -> Snapshot:
+    """The whole state on the host. A collective: every rank must call it at the same step."""
+    carry = replicas.gather_carry(state.carry)
+    names = carry_names(replicas.model.config.layers)
+    return Snapshot(
+        step=state.step,
+        weights={name: weight.numpy() for name, weight in replicas.model.weights.items()},
+        slots={name: slot.numpy() for name, slot in replicas.optimizer.slots.items()},
+        carry={name: part.numpy() for name, part in zip(names, carry, strict=True)},
+        cursor=state.cursor.to_json(),
+        ledger=state.ledger.to_json(),
+        rng={"seed": seed},
+        extra={**extra, "drills": list(state.drills), "epochs_evaluated": state.epochs_evaluated},
+    )
+
+
+def restore(replicas: Replicas, snapshot: Snapshot) -> State:
+    """Puts a snapshot's weights, slots and this worker's share of the carry in place; returns the rest.
+
+    Raises:
+        UserError: the snapshot is of another model, optimizer or number of lanes; names the first difference.
+    """
+    _assign("model", replicas.model.weights, snapshot.weights)
+    _assign("optimizer", replicas.optimizer.slots, snapshot.slots)
+    topology, config = replicas.topology, replicas.model.config
+    worker_carry = []
+    for name in carry_names(config.layers):
+        lanes = snapshot.carry.get(name)
+        if lanes is None or lanes.shape != (topology.lanes, config.hidden):
+            found = "nothing" if lanes is None else f"{lanes.shape[0]} lanes × {lanes.shape[1]}"
+            raise UserError(
+                f"the checkpoint's carry {name} holds {found}, the run has {topology.lanes} lanes × {config.hidden}: "
+                "resume with the data.lanes and the model it was made with"
+            )
+        padded = np.zeros((topology.padded_lanes, config.hidden), np.float32)
+        mine = lanes[topology.first_lane : topology.stop_lane]
+        padded[: len(mine)] = mine
+        worker_carry.append(padded)
+    return State(
+        step=snapshot.step,
+        cursor=Cursor.from_json(snapshot.cursor),
+        ledger=Ledger.from_json(snapshot.ledger),
+        carry=_place(replicas, worker_carry),
+        drills=tuple(snapshot.extra.get("drills", ())),
+        epochs_evaluated=int(snapshot.extra.get("epochs_evaluated", 0)),
+    )
+
+
+def non_finite(snapshot: Snapshot) -> str | None:
+    """The name of the first array that holds a NaN or an infinity, or None: such a state is never committed."""
+    for kind, arrays in (("weight", snapshot.weights), ("slot", snapshot.slots), ("carry", snapshot.carry)):
+        for name, values in arrays.items():
+            if not np.isfinite(values).all():
+                return f"{kind} {name}"
+    return None
+
+
+def _place(replicas: Replicas, worker_carry: Any) -> Any:
+    return replicas.place_carry([tf.constant(part) for part in tf.nest.flatten(worker_carry)])
+
+
+def _assign(kind: str, variables: Any, values: Any) -> None:
+    for name, variable in variables.items():
+        found = values.get(name)
+        if found is None or found.shape != tuple(variable.shape):
+            shape = "nothing" if found is None else str(found.shape)
+            raise UserError(
+                f"the checkpoint's {kind} has {shape} for {name}, the run needs {tuple(variable.shape)}: "
+                "resume with the configuration it was made with"
+            )
+        variable.assign(found)
