@@ -59,7 +59,7 @@ class LiveView:
             parts.append(screen(self._progress))
         if self._waiting is not None:
             what, since, spinner = self._waiting
-            spinner.update(text=Text(f"{what} … {figures.duration(self._clock() - since)}"))
+            spinner.update(text=Text(f"{what} ... {figures.duration(self._clock() - since)}"))
             parts.append(spinner)
         return Group(*parts)
 

@@ -1,5 +1,6 @@
 """summary.json: how a run ended, good or bad."""
 
+import contextlib
 import json
 import os
 import statistics
@@ -81,7 +82,8 @@ def write_summary(run_folder: Path, summary: Summary) -> Path:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     return path
 

@@ -54,7 +54,7 @@ def summary_notes(summary: Summary, run_folder: Path, warning: str | None = None
 
 def perplexity_table(rows: Sequence[PerplexityRow], notes: Sequence[str]) -> RenderableType:
     """The table for a terminal."""
-    table = Table(show_edge=False, pad_edge=False, box=None)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     table.add_column("perplexity", justify="right")
     table.add_column("nats/token", justify="right")

@@ -1,0 +1,102 @@
+"""The folder of a run and its config.json: the resolved configuration, the data it means, versions of everything."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raylm import __version__
+from raylm.config import RunConfig
+from raylm.data.caching import write_file
+from raylm.errors import UserError
+
+NAME = "config.json"
+_PACKAGES = ("ray", "tensorflow", "numpy", "pyarrow", "rich", "pydantic", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What config.json holds beside the versions.
+
+    datasets: folder of each split. corpus: its name. note: a line to show with every table where it is not PTB.
+    """
+
+    config: RunConfig
+    corpus: str
+    note: str
+    datasets: dict[str, str]
+
+
+def create_run_folder(folder: Path, record: RunRecord) -> None:
+    """Makes the folder of a new run and writes its config.json.
+
+    Raises:
+        UserError: the folder holds something already, or cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot hold the run ({error.strerror}): choose another --storage-path") from None
+    if taken:
+        raise UserError(
+            f"{folder} is not empty: choose another --name, or go on with `raylm resume --from-checkpoint {folder}`"
+        )
+    write_record(folder, record)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Writes config.json whole or not at all. Raises: UserError: the folder cannot be written to."""
+    content = {
+        "config": record.config.model_dump(mode="json"),
+        "corpus": record.corpus,
+        "note": record.note,
+        "datasets": record.datasets,
+        "versions": versions(),
+    }
+    write_file(folder / NAME, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run.
+
+    Raises:
+        UserError: there is no config.json, or it is damaged or of another version; says which field.
+    """
+    path = folder / NAME
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return RunRecord(
+            RunConfig.model_validate_json(json.dumps(content["config"])),
+            str(content["corpus"]),
+            str(content["note"]),
+            {split: str(content["datasets"][split]) for split in ("train", "valid", "test")},
+        )
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {NAME}: it is no run's folder") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {place}: {first['msg']}; it was written by another raylm, or changed") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); put it back from a copy") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of raylm, Python and the packages that compute."""
+    found = {"raylm": __version__, "python": sys.version.split()[0], "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
