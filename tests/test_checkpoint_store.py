@@ -223,10 +223,13 @@ def test_a_checkpoint_that_cannot_be_removed_is_named_and_stays(
     assert len(store.list()) == 4
 
 
-def test_going_back_to_a_step_discards_what_came_after(tmp_path: Path) -> None:
+def test_going_back_to_a_step_sets_aside_what_came_after(tmp_path: Path) -> None:
     store = _saved(tmp_path, dict.fromkeys((100, 200, 300, 400)))
-    assert [path.name for path in store.discard_after(200)] == ["step-00000400", "step-00000300"]
+    aside = store.set_aside_after(200)
+    assert aside is not None
+    assert sorted(path.name for path in aside.iterdir()) == ["step-00000300", "step-00000400"]
     assert [info.step for info in store.list()] == [100, 200]
+    assert store.set_aside_after(200) is None
 
 
 def test_a_path_may_name_a_run_its_checkpoints_or_one_of_them(

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from raylm.checkpoint import files
@@ -80,6 +81,10 @@ class CheckpointStore:
         """All checkpoints, oldest step first, looked at without reading the arrays."""
         return [look_at_checkpoint(path) for path in reversed(self.candidates())]
 
+    def verify_all(self) -> Sequence[CheckpointInfo]:
+        """All checkpoints, oldest step first, every byte of each verified."""
+        return [self._verify(info) for info in self.list()]
+
     def newest(self) -> Path | None:
         """The newest checkpoint whose manifest is whole and whose files have the right sizes."""
         return next((path for path in self.candidates() if look_at_checkpoint(path).complete), None)
@@ -104,9 +109,7 @@ class CheckpointStore:
                 return path, self.load(path)
             except UserError as problem:
                 say(f"{problem}; passed over for the one before")
-        raise UserError(
-            f"{self.folder} holds {len(paths)} checkpoints, none of them good: start the run anew"
-        )
+        raise UserError(f"{self.folder} holds {len(paths)} checkpoints, none of them good: start the run anew")
 
     def prune(
         self,
@@ -130,9 +133,26 @@ class CheckpointStore:
             kept.add(min(judged, key=lambda info: (info.extra["valid_nats"], -info.step)).path)
         return self._remove([info.path for info in complete if info.path not in kept], say)
 
-    def discard_after(self, step: int, say: Callable[[str], None] = _ignore) -> Sequence[Path]:
-        """Remove all checkpoints newer than `step`, newest first: a run that went back there left them."""
-        return self._remove([path for path in self.candidates() if (step_of(path) or 0) > step], say)
+    def set_aside_after(self, step: int) -> Path | None:
+        """Move all checkpoints newer than `step` into a folder of their own, newest first, and return it.
+
+        A run that goes back to `step` must not take them up again; they are kept for who wants them. None where
+        there is none. Raises UserError where they cannot be moved.
+        """
+        newer = [path for path in self.candidates() if (step_of(path) or 0) > step]
+        if not newer:
+            return None
+        aside = self.folder / f"set-aside-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(self._clock()))}"
+        try:
+            aside.mkdir(exist_ok=True)
+            for path in newer:
+                files.rename(path, aside / path.name)
+                files.sync_folder(self.folder)
+        except OSError as error:
+            raise UserError(
+                f"checkpoints newer than step {step} cannot be moved to {aside}: {error.strerror}"
+            ) from None
+        return aside
 
     def clean(self) -> None:
         """Finish or remove what a killed save or removal left; called by every save. Raises OSError."""
@@ -145,6 +165,13 @@ class CheckpointStore:
                     self._settle(path)
                 else:
                     self._hide_and_remove(path)
+
+    def _verify(self, info: CheckpointInfo) -> CheckpointInfo:
+        try:
+            self.load(info.path)
+        except UserError as problem:
+            return replace(info, problem=str(problem))
+        return info
 
     def _publish(self, partial: Path, final: Path) -> None:
         if final.exists():

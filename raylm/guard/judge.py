@@ -85,7 +85,8 @@ def judge(outcome: Outcome, ledger: Ledger, policy: GuardConfig) -> Proceed | Ro
     reason = f"the {what} is {value} on window {outcome.position}, in epoch {outcome.epoch}"
     if ledger.rollbacks >= policy.max_rollbacks:
         return Abort(
-            f"step {outcome.step}: {reason}; the budget of {policy.max_rollbacks} rollbacks (guard.max_rollbacks) is spent: lower "
+            f"step {outcome.step}: {reason}; the budget of {policy.max_rollbacks} rollbacks (guard.max_rollbacks) is "
+            "spent: lower "
             "schedule.learning_rate or optimizer.clip_norm, and look at the windows that events.jsonl names"
         )
     after = replace(

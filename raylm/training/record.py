@@ -18,8 +18,8 @@ import numpy as np
 from raylm.checkpoint.snapshot import Snapshot, state_sha256
 from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
 from raylm.config import RunConfig
-from raylm.data.dataset import Dataset
 from raylm.data.cursor import Cursor
+from raylm.data.dataset import Dataset
 from raylm.guard.judge import Outcome, RollBack
 from raylm.observe.events import EventLog, read_events
 from raylm.observe.summary import Summary, steady_rate, write_summary

@@ -1,0 +1,29 @@
+"""`raylm config`: print a run's resolved configuration, as TOML that `--config` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raylm.cli.options import parse_run_config
+
+SUMMARY = "Print the configuration that a recipe, a file and options make."
+
+
+def main(arguments: Sequence[str], program: str = "raylm config") -> int:
+    """The exit code. Raises: UserError: a mistake of the user's."""
+    config = parse_run_config(arguments, program=program)
+    print("\n".join(toml_lines(config.model_dump(mode="json"))))
+    return 0
+
+
+def toml_lines(tree: Mapping[str, Any]) -> list[str]:
+    """A config tree as TOML. A value of None is a comment: TOML has no word for it, and leaving it out means it."""
+    plain = [(key, value) for key, value in tree.items() if not isinstance(value, Mapping)]
+    # JSON's texts, numbers, lists and true/false are TOML's as well.
+    lines = [f"# {key} = none" if value is None else f"{key} = {json.dumps(value)}" for key, value in plain]
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            lines += ["", f"[{key}]", *toml_lines(value)]
+    return lines

@@ -1,0 +1,22 @@
+"""`raylm drill`: list the faults that `--drill KIND@STEP` injects."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from raylm.guard.drills import KINDS
+
+SUMMARY = "List the faults that --drill can inject into a run."
+
+
+def main(arguments: Sequence[str], program: str = "raylm drill") -> int:
+    """The exit code."""
+    argparse.ArgumentParser(
+        program, description=SUMMARY, epilog="example: raylm train --steps 200 --drill nan-loss@120"
+    ).parse_args(arguments)
+    width = max(map(len, KINDS))
+    for kind, what in KINDS.items():
+        print(f"{kind:<{width}}  {what}")
+    print("\nUse: --drill KIND@STEP, STEP counting the updates before it; several: --drill A@1 B@2")
+    return 0

@@ -1,0 +1,71 @@
+"""`raylm`: chooses the command and turns errors into one line and an exit code.
+
+Exit codes: 0 done · 1 the run failed · 2 a mistake that the user can mend · 128 + n ended by signal n.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from raylm import __version__
+from raylm.errors import UserError
+
+COMMANDS: dict[str, dict[str, str]] = {
+    "Train": {
+        "train": "train a language model; --help lists every option",
+        "resume": "go on where a run stopped: raylm resume --from-checkpoint PATH",
+    },
+    "Look before": {
+        "config": "print the configuration that a recipe, a file and options make",
+        "drill": "list the faults that --drill can inject, to see the recovery",
+    },
+}
+
+
+def main() -> None:
+    """The `raylm` command."""
+    arguments = sys.argv[1:]
+    names = [name for group in COMMANDS.values() for name in group]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        sys.exit(0)
+    if arguments[0] == "--version":
+        print(f"raylm {__version__}")
+        sys.exit(0)
+    command = arguments[0]
+    if command not in names:
+        near = difflib.get_close_matches(command, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+        print(f"raylm: there is no command {command!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+    run = importlib.import_module(f"raylm.cli.{command}").main
+    sys.exit(guarded(run, arguments[1:], f"raylm {command}"))
+
+
+def guarded(run: Callable[[Sequence[str], str], int], arguments: Sequence[str], program: str) -> int:
+    """The exit code of a command; a user's mistake is one line on standard error, never a traceback."""
+    try:
+        code = run(arguments, program)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # nobody reads any more, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def overview() -> str:
+    """The commands, grouped by what a person wants to do."""
+    lines = ["raylm trains LSTM language models on Ray. Usage: raylm COMMAND [OPTIONS]"]
+    for group, commands in COMMANDS.items():
+        lines += ["", f"{group}:", *(f"  {name:<8} {what}" for name, what in commands.items())]
+    lines += ["", "raylm COMMAND --help says more. raylm --version tells the version."]
+    return "\n".join(lines)

@@ -1,0 +1,174 @@
+"""From a command line to a `RunConfig`: recipe, then TOML file, then options, each over the one before.
+
+The options derive from the config's types (pydantic-settings); what is added here are one-line errors that name
+the nearest valid option or key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+
+from raylm.config import SHORTCUTS, RunConfig
+from raylm.errors import UserError
+from raylm.recipes import RECIPES
+
+Tree = dict[str, Any]
+
+
+def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[str, Any] | None = None) -> RunConfig:
+    """The run that a command line asks for, over `base` (default: the recipe it names).
+
+    `--recipe NAME` and `--config FILE` choose what the other options change. Ends the process with the help where
+    the line asks for it.
+
+    Raises:
+        UserError: an unknown option, recipe or key, or a bad value; names the nearest valid one.
+    """
+    rest, recipe = _take(list(arguments), "--recipe")
+    rest, file = _take(rest, "--config")
+    from_file = _read_toml(Path(file)) if file is not None else {}
+    if base is None:
+        name = recipe or from_file.get("recipe") or RunConfig.model_fields["recipe"].default
+        base = {**_recipe(name), "recipe": name}
+    elif recipe is not None:
+        raise UserError(f"--recipe {recipe}: a run that goes on keeps its recipe; leave the option out")
+    return _parse(RunConfig, _spread(rest, _repeatable(RunConfig)), _merged(base, from_file), program)
+
+
+def _parse(model: type[RunConfig], arguments: list[str], base: Tree, program: str) -> RunConfig:
+    class Options(model, BaseSettings):  # type: ignore[valid-type, misc]
+        model_config = SettingsConfigDict(
+            cli_prog_name=program,
+            cli_kebab_case=True,
+            cli_shortcuts=SHORTCUTS,
+            cli_implicit_flags=True,
+            cli_avoid_json=True,
+            cli_exit_on_error=False,
+            cli_parse_none_str="none",
+        )
+
+    Options.__doc__ = None
+    try:
+        options = CliApp.run(Options, cli_args=arguments, **base)
+        return model.model_validate({name: getattr(options, name) for name in model.model_fields})
+    except ValidationError as error:
+        raise UserError(explain(error, model)) from None
+    except SettingsError as error:
+        raise UserError(_explain_option(str(error), model)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a configuration in one line, with the nearest valid key."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return _unknown(".".join(path), [key for key, _ in fields_of(model)], "key")
+    keys = dict(fields_of(model))
+    while path and ".".join(path) not in keys:
+        path.pop()
+    option = "--" + ".".join(path).replace("_", "-")
+    shortcut = SHORTCUTS.get(".".join(path))
+    value = first["input"]
+    shown = "none" if value is None else str(value) if not isinstance(value, (dict, list, tuple)) else repr(value)
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{option}{f' (--{shortcut})' if shortcut else ''} {shown}: {message.replace('input should', 'should')}"
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, field) of every leaf of a config tree."""
+    leaves: list[tuple[str, Any]] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            leaves += fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            leaves.append((prefix + name, field))
+    return leaves
+
+
+def _explain_option(message: str, model: type[BaseModel]) -> str:
+    text = message.removeprefix("error parsing CLI: ")
+    head, _, unknown = text.partition("unrecognized arguments: ")
+    if head or not unknown:
+        return text.replace("argument ", "", 1)
+    word = unknown.split()[0].split("=")[0]
+    if not word.startswith("-"):
+        return f"{word!r} is no option and belongs to none; options begin with --"
+    known = [key.replace("_", "-") for key, _ in fields_of(model)] + list(SHORTCUTS.values()) + ["recipe", "config"]
+    return _unknown(word.lstrip("-"), known, "option", "--")
+
+
+def _unknown(name: str, known: Sequence[str], what: str, dashes: str = "") -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    if not near:  # `lr`, `hidden-size`: compare with the last part of each
+        tails = {key.rpartition(".")[2]: key for key in known}
+        near = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.5)]
+    hint = f"; did you mean {dashes}{near[0]}?" if near else "; --help lists them"
+    return f"there is no {what} {dashes}{name}{hint}"
+
+
+def _recipe(name: Any) -> Tree:
+    if name not in RECIPES:
+        near = difflib.get_close_matches(str(name), RECIPES, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--recipe {name}: there is no such recipe{hint} There are: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _read_toml(path: Path) -> Tree:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not TOML: {error}") from None
+
+
+def _take(arguments: list[str], option: str) -> tuple[list[str], str | None]:
+    """The arguments without one option, and its last value."""
+    rest, value, words = [], None, iter(arguments)
+    for word in words:
+        if word == option:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"{option}: expected a value after it")
+        elif word.startswith(option + "="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return rest, value
+
+
+def _repeatable(model: type[BaseModel]) -> set[str]:
+    """The spellings of options that take several values."""
+    many = {key for key, field in fields_of(model) if str(field.annotation).startswith("tuple[")}
+    return {f"--{key.replace('_', '-')}" for key in many} | {f"--{SHORTCUTS[key]}" for key in many & set(SHORTCUTS)}
+
+
+def _spread(arguments: list[str], repeatable: set[str]) -> list[str]:
+    """`--corpus a b` as `--corpus a --corpus b`, which is how the option parser wants several values."""
+    spread: list[str] = []
+    current = None
+    for word in arguments:
+        if word.startswith("--"):
+            current = word if word in repeatable else None
+            spread += [] if current else [word]
+        elif current is not None:
+            spread += [current, word]
+        else:
+            spread.append(word)
+    return spread
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        merged[key] = _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,60 @@
+"""`raylm train`: prepare the data, train, print the perplexities. `jobs/train_ptb.py` is the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from raylm.cli.options import parse_run_config
+from raylm.cli.running import open_view, run
+from raylm.config import RunConfig
+from raylm.data.caching import default_cache_dir
+from raylm.data.corpora import find_corpus
+from raylm.data.prepare import prepare_corpus
+from raylm.errors import UserError
+from raylm.guard.drills import parse_drills
+from raylm.observe.run_folder import RunRecord, create_run_folder
+
+SUMMARY = "Train a language model: by default a small one, for a few minutes, on the Penn Treebank or a sample."
+
+
+def main(arguments: Sequence[str], program: str = "raylm train") -> int:
+    """The exit code. Raises: UserError: a mistake of the user's."""
+    config = parse_run_config(arguments, program=program)
+    parse_drills(config.drill)
+    folder = run_folder(config)
+    view = open_view(config.report.plain_seconds)
+    try:
+        record = prepare(config, view.note)
+        create_run_folder(folder, record)
+        return run(record, folder, view)
+    finally:
+        view.close()
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the run is kept. Raises: UserError: not a local folder."""
+    if "://" in config.storage_path:
+        raise UserError(
+            f"--storage-path {config.storage_path}: runs are kept in local or shared folders; mount the store there"
+        )
+    name = config.name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return (Path(config.storage_path).expanduser() / name).resolve()
+
+
+def prepare(config: RunConfig, say: Callable[[str], None]) -> RunRecord:
+    """Finds the corpus and turns it into datasets, or finds them in the cache.
+
+    Raises:
+        UserError: the corpus cannot be had, read or cached.
+    """
+    data = config.data
+    cache = (data.cache_dir or default_cache_dir()).expanduser()
+    corpus = find_corpus(
+        data.corpus, data_dir=data.data_dir.expanduser() if data.data_dir else None, cache_dir=cache, say=say
+    )
+    prepared = prepare_corpus(corpus, cache / "datasets", say, vocabulary_size=data.vocabulary_size)
+    datasets = {split: str(path) for split, path in asdict(prepared).items()}
+    return RunRecord(config, corpus.name, corpus.note, datasets)

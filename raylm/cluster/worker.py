@@ -1,0 +1,79 @@
+"""What runs in each Ray Train worker: the training loop, with Ray around it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from raylm.cluster.board import Poster
+from raylm.config import RunConfig
+from raylm.data.dataset import open_dataset
+from raylm.errors import UserError
+
+QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
+"""Environment of a worker before TensorFlow is imported: no start-up chatter, and no import of Keras (seconds)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told.
+
+    datasets: the folders of train, valid and test. replicas: per worker. board: handle of the driver's board.
+    """
+
+    config: RunConfig
+    datasets: tuple[str, str, str]
+    replicas: int
+    run_folder: str
+    board: Any
+
+
+def run_worker(job: Job) -> dict[str, Any]:
+    """One rank of a run; the summary as plain data, or {"error": …} for a mistake that the user can mend.
+
+    Whatever else goes wrong is raised, and Ray Train starts all workers anew from the newest checkpoint. A run that
+    diverged or was interrupted returns: it must not be tried again.
+    """
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    _log_to(Path(job.run_folder) / "logs" / f"worker-{rank}.log")
+    poster = Poster(job.board)
+    try:
+        poster.publish({"kind": "wait", "what": "importing TensorFlow"})
+        os.environ.update(QUIET_TENSORFLOW)
+        from raylm.training.distribute import Topology  # here: importing TensorFlow takes seconds, and the driver
+        from raylm.training.loop import Datasets, Outside, train  # imports this module too
+
+        outside = Outside(poster.publish, poster.stop_requested, _report)
+        topology = Topology(rank, workers, job.replicas, job.config.data.lanes)
+        datasets = Datasets(*(open_dataset(folder) for folder in job.datasets))
+        return train(job.config, datasets, topology, Path(job.run_folder), outside).to_json()
+    except UserError as error:
+        return {"error": str(error)}
+    finally:
+        poster.close()
+
+
+def _report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+    """Tells Ray Train, for its dashboard and for Tune; the manifests in the run's folder stay the truth."""
+    ray.train.report(
+        dict(metrics),
+        checkpoint=ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+def _log_to(path: Path) -> None:
+    """Sends this process's output, C++ libraries' too, to a file in the run's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
