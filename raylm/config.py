@@ -7,10 +7,11 @@ them. Values come from, in rising order of weight: these defaults, a recipe (`ra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 
 class Section(BaseModel):
@@ -19,6 +20,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_a_word(cls, values: Any) -> Any:
+        """Options and TOML have no null: "none" stands for it where a field may be empty."""
+        if not isinstance(values, Mapping):
+            return values
+        may_be_none = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        return {name: None if value == "none" and name in may_be_none else value for name, value in values.items()}
 
 
 class DataConfig(Section):

@@ -19,10 +19,10 @@ def main(arguments: Sequence[str], program: str = "raylm config") -> int:
 
 
 def toml_lines(tree: Mapping[str, Any]) -> list[str]:
-    """A config tree as TOML. A value of None is a comment: TOML has no word for it, and leaving it out means it."""
+    """A config tree as TOML, which has no null: "none" stands for it."""
     plain = [(key, value) for key, value in tree.items() if not isinstance(value, Mapping)]
     # JSON's texts, numbers, lists and true/false are TOML's as well.
-    lines = [f"# {key} = none" if value is None else f"{key} = {json.dumps(value)}" for key, value in plain]
+    lines = [f"{key} = {json.dumps('none' if value is None else value)}" for key, value in plain]
     for key, value in tree.items():
         if isinstance(value, Mapping):
             lines += ["", f"[{key}]", *toml_lines(value)]

@@ -21,6 +21,16 @@ from raylm.recipes import RECIPES
 
 Tree = dict[str, Any]
 
+SYNONYMS = {
+    "lr": "learning-rate",
+    "batch-size": "data.lanes",
+    "bptt": "data.window",
+    "hidden-size": "model.hidden",
+    "clip": "optimizer.clip-norm",
+    "output": "storage-path",
+}
+"""What other programs call an option of ours."""
+
 
 def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[str, Any] | None = None) -> RunConfig:
     """The run that a command line asks for, over `base` (default: the recipe it names).
@@ -47,11 +57,10 @@ def _parse(model: type[RunConfig], arguments: list[str], base: Tree, program: st
         model_config = SettingsConfigDict(
             cli_prog_name=program,
             cli_kebab_case=True,
-            cli_shortcuts=SHORTCUTS,
+            cli_shortcuts={key.replace("_", "-"): option for key, option in SHORTCUTS.items()},
             cli_implicit_flags=True,
             cli_avoid_json=True,
             cli_exit_on_error=False,
-            cli_parse_none_str="none",
         )
 
     Options.__doc__ = None
@@ -105,8 +114,8 @@ def _explain_option(message: str, model: type[BaseModel]) -> str:
 
 
 def _unknown(name: str, known: Sequence[str], what: str, dashes: str = "") -> str:
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    if not near:  # `lr`, `hidden-size`: compare with the last part of each
+    near = [SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, known, 1, 0.5)
+    if not near:  # `dropuot`: compare with the last part of each
         tails = {key.rpartition(".")[2]: key for key in known}
         near = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.5)]
     hint = f"; did you mean {dashes}{near[0]}?" if near else "; --help lists them"
