@@ -106,6 +106,7 @@ def test_a_checkpoint_under_a_wrong_name_is_not_taken_for_that_step(store: Check
     assert [(info.step, info.complete) for info in infos] == [(400, True), (900, False)]
     assert infos[1].problem is not None
     assert "holds step 500, not the one in its name" in infos[1].problem
+    _loads_the_older_naming(store, "step-00000900 holds step 500, not the one in its name")
 
 
 def test_a_manifest_of_a_newer_format_asks_for_an_update(store: CheckpointStore) -> None:

@@ -73,6 +73,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, config: Json, dataset_id:
 def read_checkpoint(folder: Path) -> Snapshot:
     """The state in a checkpoint folder; UserError naming the file, what was expected and what was found."""
     manifest = read_manifest(folder)
+    _check_name(folder, manifest)
     contents = {name: _read(folder / name, record) for name, record in manifest.files.items()}
     try:
         state = json.loads(contents["state.json"])
@@ -103,8 +104,7 @@ def look_at_checkpoint(folder: Path) -> CheckpointInfo:
     try:
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
         manifest = read_manifest(folder)
-        if manifest.step != step:
-            raise UserError(f"{folder} holds step {manifest.step}, not the one in its name")
+        _check_name(folder, manifest)
         for name, record in manifest.files.items():
             if sizes.get(name) != record.bytes:
                 found = f"{sizes[name]}" if name in sizes else "no such file"
@@ -117,6 +117,11 @@ def look_at_checkpoint(folder: Path) -> CheckpointInfo:
         size = sum(sizes.values())
         return CheckpointInfo(step, folder, size, manifest.saved, manifest.state_sha256, manifest.extra, None)
     return CheckpointInfo(step, folder, sum(sizes.values()), None, None, {}, problem)
+
+
+def _check_name(folder: Path, manifest: Manifest) -> None:
+    if step_of(folder) not in (None, manifest.step):
+        raise UserError(f"{folder} holds step {manifest.step}, not the one in its name")
 
 
 def _contents(snapshot: Snapshot) -> Iterator[tuple[str, Iterable[memoryview]]]:
@@ -135,9 +140,7 @@ def _contents(snapshot: Snapshot) -> Iterator[tuple[str, Iterable[memoryview]]]:
     if snapshot.carry:
         lanes = {np.shape(array)[0] if np.ndim(array) == 2 else 0 for array in snapshot.carry.values()}
         if len(lanes) != 1 or 0 in lanes:
-            raise ValueError(
-                "the carry's arrays must be [lanes, width], all with the same lanes, at least one"
-            )
+            raise ValueError("the carry's arrays must be [lanes, width], all with the same lanes, at least one")
         yield f"carry-00000-{lanes.pop() - 1:05d}.safetensors", tensors.encode(snapshot.carry)
 
 

@@ -58,9 +58,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         content = json.loads(data)
         recorded = content.pop("manifest_sha256")
         if content["format"] > FORMAT:
-            raise UserError(
-                f"{path} is of format {content['format']}; this raylm reads up to {FORMAT}: update raylm"
-            )
+            raise UserError(f"{path} is of format {content['format']}; this raylm reads up to {FORMAT}: update raylm")
         whole = recorded == _digest(content) and data == _render({**content, "manifest_sha256": recorded})
         if not whole:
             raise UserError(f"{path} is damaged: its own SHA-256 says {recorded}, found {_digest(content)}")

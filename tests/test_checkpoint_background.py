@@ -1,0 +1,151 @@
+"""Training does not wait for a checkpoint being written; what a save met is told, and the end waits for the last."""
+
+import errno
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from checkpoint_examples import CONFIG, DATASET, save, snapshot_at
+
+from raylm.checkpoint import files
+from raylm.checkpoint.background import BackgroundWriter
+from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore, Snapshot, state_sha256
+
+
+def _begin(writer: BackgroundWriter, snapshot: Snapshot) -> None:
+    writer.save(snapshot, config=CONFIG, dataset_id=DATASET)
+
+
+class _Disk:
+    """A disk that waits to be let go at each sync, or is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.full, self.saving, self.most_at_once = threading.Event(), False, 0, 0
+        real_make, real_rename = files.make_folder, files.rename
+
+        def make_folder(path: Path) -> None:
+            self.saving += 1
+            self.most_at_once = max(self.most_at_once, self.saving)
+            real_make(path)
+
+        def sync(descriptor: int) -> None:
+            assert self.go.wait(timeout=10)
+            if self.full:
+                self.saving -= 1
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        def rename(old: Path, new: Path) -> None:
+            self.saving -= 1
+            real_rename(old, new)
+
+        for name, replacement in (("make_folder", make_folder), ("sync", sync), ("rename", rename)):
+            monkeypatch.setattr(files, name, replacement)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> _Disk:
+    return _Disk(monkeypatch)
+
+
+def test_a_save_goes_on_behind_and_the_end_waits_for_it(tmp_path: Path, disk: _Disk) -> None:
+    store = CheckpointStore(tmp_path)
+    writer = BackgroundWriter(store)
+    _begin(writer, snapshot_at(1))
+    assert writer.busy
+    assert store.newest() is None
+    disk.go.set()
+    writer.wait()
+    writer.wait()
+    assert not writer.busy
+    _, snapshot = store.load_newest(pytest.fail)
+    assert state_sha256(snapshot) == state_sha256(snapshot_at(1))
+
+
+def test_at_most_one_save_is_in_flight(tmp_path: Path, disk: _Disk) -> None:
+    store = CheckpointStore(tmp_path)
+    writer = BackgroundWriter(store)
+    threading.Timer(0.05, disk.go.set).start()
+    for step in range(1, 6):
+        _begin(writer, snapshot_at(step))
+        assert [info.step for info in store.list()] == list(range(1, step))
+    writer.wait()
+    assert disk.most_at_once == 1
+    assert len(store.list()) == 5
+
+
+def test_a_full_disk_is_told_at_the_next_call_once_and_saving_goes_on_when_there_is_room(
+    tmp_path: Path, disk: _Disk
+) -> None:
+    store = CheckpointStore(tmp_path)
+    writer = BackgroundWriter(store)
+    disk.go.set()
+    _begin(writer, snapshot_at(1))
+    writer.wait()
+    disk.full = True
+    _begin(writer, snapshot_at(2))
+    with pytest.raises(CheckpointNotSaved, match="step 2 was not saved"):
+        _begin(writer, snapshot_at(3))
+    with pytest.raises(CheckpointNotSaved, match="step 3 was not saved"):
+        writer.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001"]
+    disk.full = False
+    _begin(writer, snapshot_at(4))
+    writer.wait()
+    assert [info.step for info in store.list()] == [1, 4]
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_too(tmp_path: Path) -> None:
+    writer = BackgroundWriter(CheckpointStore(tmp_path))
+    _begin(writer, replace(snapshot_at(1), rng={"seed": float("nan")}))
+    with pytest.raises(ValueError, match="not plain JSON"):
+        writer.wait()
+
+
+def test_what_follows_a_save_is_called_with_its_folder(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    saved: list[Path] = []
+
+    def report_and_prune(path: Path) -> None:
+        saved.append(path)
+        store.prune(keep_last=2)
+
+    writer = BackgroundWriter(store, report_and_prune)
+    for step in range(1, 6):
+        _begin(writer, snapshot_at(step))
+    writer.wait()
+    assert [path.name for path in saved] == [f"step-{step:08d}" for step in range(1, 6)]
+    assert [info.step for info in store.list()] == [4, 5]
+
+
+def test_a_process_that_ends_with_a_save_in_flight_finishes_it(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from checkpoint_examples import CONFIG, DATASET, snapshot_at\n"
+        "from raylm.checkpoint.background import BackgroundWriter\n"
+        "from raylm.checkpoint.store import CheckpointStore\n"
+        "writer = BackgroundWriter(CheckpointStore(Path(sys.argv[1])))\n"
+        "writer.save(snapshot_at(7, size=100_000), config=CONFIG, dataset_id=DATASET)\n"
+        "raise SystemExit(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
+    assert ended.returncode == 3
+    assert [(info.step, info.complete) for info in CheckpointStore(tmp_path).verify_all()] == [(7, True)]
+
+
+def test_verifying_all_reads_every_byte(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3):
+        save(store, snapshot_at(step))
+    path = tmp_path / "step-00000002" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert [info.complete for info in store.list()] == [True, True, True]
+    infos = store.verify_all()
+    assert [info.complete for info in infos] == [True, False, True]
+    assert infos[1].problem is not None
+    assert "model.safetensors is damaged: expected SHA-256" in infos[1].problem
