@@ -349,8 +349,8 @@ def test_a_cursor_beyond_its_epoch_is_refused(dataset: Dataset) -> None:
         {"window": 0},
         {"lanes": 199},
         {"seed": -1},
-        {"first_lane": 3},
-        {"first_lane": 2, "stop_lane": 2},
+        {"first_lane": 4},
+        {"first_lane": 2, "stop_lane": 1},
         {"stop_lane": 4},
         {"pad_lanes_to": 2},
         {"superbatch": 0},
@@ -360,6 +360,36 @@ def test_a_cursor_beyond_its_epoch_is_refused(dataset: Dataset) -> None:
 def test_settings_that_cannot_work_are_refused(dataset: Dataset, wrong: dict[str, int]) -> None:
     with pytest.raises(UserError):
         Streams(dataset, **{"lanes": 3, "window": 7, "seed": 5, **wrong})  # type: ignore[arg-type]
+
+
+def test_a_worker_without_lanes_reads_lanes_without_targets(dataset: Dataset) -> None:
+    streams = Streams(dataset, lanes=3, window=7, seed=5, first_lane=3, pad_lanes_to=1)
+    window, _ = streams.read(streams.start())
+    assert window.weights.tolist() == [[0] * 7]
+    assert window.targets_total == 21
+
+
+def test_a_window_that_is_kept_keeps_its_numbers(dataset: Dataset) -> None:
+    """The arrays of windows that nobody holds are used again; those of others are not."""
+    streams = Streams(dataset, lanes=3, window=7, seed=5, superbatch=2)
+    cursor = streams.start()
+    kept = []
+    for _ in range(100):
+        window, cursor = streams.read(cursor)
+        kept.append((window.inputs, window.inputs.copy(), window.weights, window.weights.copy()))
+    for inputs, inputs_then, weights, weights_then in kept:
+        np.testing.assert_array_equal(inputs, inputs_then)
+        np.testing.assert_array_equal(weights, weights_then)
+
+
+def test_memory_is_used_again(dataset: Dataset) -> None:
+    streams = Streams(dataset, lanes=3, window=7, seed=5, superbatch=2)
+    cursor = streams.start()
+    addresses = set()
+    for _ in range(100):
+        window, cursor = streams.read(cursor)
+        addresses.add(window.inputs.ctypes.data)
+    assert len(addresses) <= 4
 
 
 def test_windows_cannot_be_written_to(dataset: Dataset) -> None:

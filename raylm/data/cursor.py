@@ -66,6 +66,12 @@ class Cursor:
         """How many positions right before this one were left out in a row."""
         return next((stop - start for start, stop in self.skips if stop == self.position), 0)
 
+    def forget_behind(self) -> Cursor:
+        """This cursor without the ranges that end here or before, once the window here is read."""
+        if not self.skips or self.skips[0][1] > self.position:
+            return self
+        return replace(self, skips=tuple(pair for pair in self.skips if pair[1] > self.position))
+
     def to_json(self) -> dict[str, object]:
         """Plain JSON."""
         document = {field.name: getattr(self, field.name) for field in fields(self)}

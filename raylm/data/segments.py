@@ -35,6 +35,20 @@ class Segments:
     keys: np.ndarray
     windows: int
 
+    def layout(self, window: int, count: int, starts: WindowStarts) -> Layout:
+        """What each lane reads in windows [window, window + count)."""
+        windows = np.arange(window, window + count + 1)
+        borders, segment = starts.of(windows), self.at(window, count)
+        first_window = self.first_window[segment]
+        done = borders[:-1, None] - starts.of(first_window)
+        return Layout(
+            segment=segment,
+            first_target=self.first_target[segment] + done,
+            sizes=np.clip(self.targets[segment] - done, 0, np.diff(borders)[:, None]),
+            age=windows[:-1, None] - first_window,
+            starts=borders,
+        )
+
     def at(self, window: int, count: int) -> np.ndarray:
         """The segment that each lane reads in windows [window, window + count), [count, lanes]."""
         lanes = len(self.lane_first) - 1
@@ -48,6 +62,22 @@ class Segments:
     def _of_lanes(self, window: int) -> np.ndarray:
         wanted = np.arange(len(self.lane_first) - 1) * (self.windows + 1) + window
         return np.searchsorted(self.keys, wanted, side="right") - 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What each lane reads in some consecutive windows; arrays are int64 [windows, lanes].
+
+    `segment` numbers the segments; a lane has `sizes` targets from `first_target` on, none after its last
+    segment; `age` counts the windows since the segment began. `starts` [windows + 1] says where the windows
+    begin, in targets of a lane since the epoch's start.
+    """
+
+    segment: np.ndarray
+    first_target: np.ndarray
+    sizes: np.ndarray
+    age: np.ndarray
+    starts: np.ndarray
 
 
 def epoch_segments(

@@ -132,16 +132,21 @@ class Sentences:
         Raises:
             UserError: the dataset is damaged or cannot be read, or the cursor is beyond its epoch.
         """
-        here = self._move(cursor, cursor.skip_end() - cursor.position)
+        here = self.settle(cursor)
         number, batch = here.parts[0]
         if number >= self.pools_per_epoch or batch >= len(self._pool_of(here.epoch, number).order):
             raise UserError(f"cursor: epoch {here.epoch} has no batch {batch} in pool {number}; it is damaged")
         window = self._batch(self._pool_of(here.epoch, number), batch, here)
-        after = self._move(here, 1)
-        return window, replace(after, skips=tuple(pair for pair in after.skips if pair[1] > here.position))
+        return window, self._move(here.forget_behind(), 1)
+
+    def settle(self, cursor: Cursor) -> Cursor:
+        """The cursor moved past what is left out: the place of the batch that `read` gives."""
+        return self._move(cursor, cursor.skip_end() - cursor.position)
 
     def _move(self, cursor: Cursor, batches: int) -> Cursor:
         """The cursor `batches` batches later."""
+        if not batches:
+            return cursor
         epoch, window = cursor.epoch, cursor.window
         number, batch = cursor.parts[0]
         for _ in range(batches):

@@ -7,7 +7,6 @@ the number of lanes sees the same windows, and every target comes exactly once i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from raylm.data.cursor import Cursor, check_cursor
 from raylm.data.dataset import Dataset
 from raylm.data.lengths import JitteredLengths, WindowStarts
 from raylm.data.order import check_seed
-from raylm.data.segments import Order, Segments, epoch_segments
+from raylm.data.segments import Layout, Order, Segments, epoch_segments
+from raylm.data.superbatch import Ring, Superbatch, read_superbatch
 from raylm.errors import UserError
 
 
@@ -41,38 +41,25 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Superbatch:
-    """Consecutive windows of one epoch.
+class Place:
+    """What a lane reads: from token `first` of a dataset, `targets` targets (tokens first + 1 and on)."""
 
-    `inputs`, `targets` and `weights` are [windows, lanes_here, T]; `age`, int64 [windows, lanes_here], is the
-    number of windows since the lane's segment began; `starts`, int64 [windows + 1], where the windows begin, in
-    targets of a lane since the epoch's start; `targets_total`, int64 [windows], counts those of all lanes.
-    """
-
-    epoch: int
-    window: int
-    inputs: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    age: np.ndarray
-    starts: np.ndarray
-    targets_total: np.ndarray
-
-    def holds(self, epoch: int, window: int) -> bool:
-        """Whether a window is one of these."""
-        return epoch == self.epoch and self.window <= window < self.window + len(self.inputs)
+    dataset: Dataset
+    lane: int
+    first: int
+    targets: int
 
 
 class Streams:
     """Reads lanes [first_lane, stop_lane) of a global batch of `lanes` lanes, in windows of `window` targets.
 
     With `jitter`, `window` is the greatest length. `pad_lanes_to` adds lanes without targets at the end, so that
-    workers with fewer lanes have the same shape. Reading is a pure function of the cursor; windows are read
+    workers with fewer lanes (or none) have the same shape. Reading is a pure function of the cursor; windows are read
     `superbatch` at a time because one long read is cheaper than many short ones. One thread reads at a time.
 
     Raises:
-        UserError: fewer than one lane or window, more lanes than targets, a bad seed, or a slice that is empty
-            or outside the lanes.
+        UserError: fewer than one lane or window, more lanes than targets, a bad seed, or a slice that is
+            outside the lanes.
     """
 
     def __init__(
@@ -97,8 +84,8 @@ class Streams:
             raise UserError(
                 f"{lanes} lanes need at least {lanes + 1} tokens, {dataset} has fewer; take fewer lanes or more text"
             )
-        if not 0 <= first_lane < stop_lane <= lanes:
-            raise UserError(f"lanes [{first_lane}, {stop_lane}): expected a part of the {lanes} lanes, not empty")
+        if not 0 <= first_lane <= stop_lane <= lanes:
+            raise UserError(f"lanes [{first_lane}, {stop_lane}): expected a part of the {lanes} lanes")
         lanes_here = stop_lane - first_lane
         if pad_lanes_to is not None and pad_lanes_to < lanes_here:
             raise UserError(f"cannot pad {lanes_here} lanes to {pad_lanes_to}")
@@ -114,6 +101,7 @@ class Streams:
         self._superbatch_windows = superbatch
         self._plans: dict[int, tuple[Segments, WindowStarts]] = {}
         self._superbatch: Superbatch | None = None
+        self._ring = Ring((superbatch, self.lanes_here, window))
 
     @property
     def targets_per_epoch(self) -> int:
@@ -158,12 +146,23 @@ class Streams:
             cursor=here,
             length=int(batch.starts[k + 1] - batch.starts[k]),
         )
-        after = self._move(here, 1)
-        return window, replace(after, skips=tuple(pair for pair in after.skips if pair[1] > here.position))
+        return window, self._move(here.forget_behind(), 1)
 
     def settle(self, cursor: Cursor) -> Cursor:
         """The cursor moved past what is left out: the place of the window that `read` gives."""
         return self._move(cursor, cursor.skip_end() - cursor.position)
+
+    def at(self, position: int) -> Cursor:
+        """The cursor of a position, where nothing is left out."""
+        return self._move(self.start(), position)
+
+    def places(self, cursor: Cursor) -> tuple[Place, ...]:
+        """Where each lane of the global batch reads in the window at a cursor."""
+        layout = self._layout(cursor.epoch, cursor.window, 1)
+        return tuple(
+            Place(self.dataset, lane, int(first), int(size))
+            for lane, (first, size) in enumerate(zip(layout.first_target[0], layout.sizes[0], strict=True))
+        )
 
     def superbatch(self, epoch: int, window: int) -> Superbatch:
         """The superbatch that a window is in, kept until another is asked for."""
@@ -197,58 +196,14 @@ class Streams:
         return plan
 
     def _read_superbatch(self, epoch: int, window: int) -> Superbatch:
-        segments, window_starts = self._plan(epoch)
+        layout = self._layout(epoch, window, self._superbatch_windows)
+        self._superbatch = None
+        return read_superbatch(self.dataset, layout, self._slice, epoch, window, self._ring.take())
+
+    def _layout(self, epoch: int, window: int, most: int) -> Layout:
+        segments, starts = self._plan(epoch)
         if window >= segments.windows:
             raise UserError(
                 f"cursor: window {window} of epoch {epoch}, which has {segments.windows}; the checkpoint is damaged"
             )
-        count = min(self._superbatch_windows, segments.windows - window)
-        starts = window_starts.of(np.arange(window, window + count + 1))
-        segment = segments.at(window, count)
-        first_window = segments.first_window[segment]
-        done = starts[:-1, None] - window_starts.of(first_window)
-        sizes = np.clip(segments.targets[segment] - done, 0, np.diff(starts)[:, None])
-        here = (slice(None), self._slice)
-        first_target = segments.first_target[segment] + done
-        inputs, targets, weights = self._fill(segment[here], first_target[here], sizes[here])
-        age = np.full((count, self.lanes_here), np.iinfo(np.int64).max)
-        age[:, : segment[here].shape[1]] = (np.arange(window, window + count)[:, None] - first_window)[here]
-        for array in (inputs, targets, weights, age):
-            array.flags.writeable = False
-        return Superbatch(epoch, window, inputs, targets, weights, age, starts, sizes.sum(axis=1))
-
-    def _fill(
-        self, segment: np.ndarray, first_target: np.ndarray, sizes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs, targets and weights [windows, lanes_here, T] from the arrays [windows, lanes] of each window."""
-        count, lanes = segment.shape
-        shape = (count, self.lanes_here, self.window)
-        inputs, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        weights = np.zeros(shape, np.float32)
-        weights[:, :lanes] = np.arange(self.window) < sizes[:, :, None]
-        for lane, first, stop in _runs(segment):
-            size = int(sizes[first:stop, lane].sum())
-            if not size:
-                continue
-            begin = int(first_target[first, lane])
-            ids = self.dataset.read(begin, begin + size + 1)
-            if size == (stop - first) * self.window:
-                inputs[first:stop, lane] = ids[:-1].reshape(-1, self.window)
-                targets[first:stop, lane] = ids[1:].reshape(-1, self.window)
-            else:
-                real = weights[first:stop, lane] > 0
-                inputs[first:stop, lane][real] = ids[:-1]
-                targets[first:stop, lane][real] = ids[1:]
-        return inputs, targets, weights
-
-
-def _runs(segment: np.ndarray) -> list[tuple[int, int, int]]:
-    """(lane, first, stop): the windows [first, stop) in which a lane stays in one segment."""
-    count, lanes = segment.shape
-    if (segment[0] == segment[-1]).all():
-        return [(lane, 0, count) for lane in range(lanes)]
-    runs = []
-    for lane in range(lanes):
-        joins = [0, *(np.flatnonzero(np.diff(segment[:, lane])) + 1).tolist(), count]
-        runs += [(lane, first, stop) for first, stop in pairwise(joins)]
-    return runs
+        return segments.layout(window, min(most, segments.windows - window), starts)
