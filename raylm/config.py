@@ -136,8 +136,8 @@ class ClusterConfig(Section):
     """Cores that each worker asks Ray for."""
     address: str | None = None
     """Ray cluster to use; default $RAY_ADDRESS, else Ray is started on this machine and stopped at the end."""
-    max_failures: NonNegativeInt = 8
-    """Worker losses without a checkpoint of progress between them before the run gives up."""
+    max_failures: NonNegativeInt = 3
+    """Times that lost workers are started anew from the newest checkpoint before the run gives up."""
 
 
 class RunConfig(Section):

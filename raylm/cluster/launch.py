@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -59,7 +60,8 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
         demand = plan(config.cluster, nodes)
         view.wait(_placing(demand))
         board = Board.remote()  # type: ignore[attr-defined]
-        job = Job(config, tuple(record.datasets.values()), demand.replicas, str(run_folder), board)  # type: ignore[arg-type]
+        datasets = (record.datasets["train"], record.datasets["valid"], record.datasets["test"])
+        job = Job(config, record.corpus, datasets, demand.replicas, str(run_folder), board)
         fitting = _Fitting(_trainer(job, demand, config, run_folder))
         steps = _follow(fitting, board, view)
         return _result(fitting, run_folder, steps)
@@ -92,8 +94,7 @@ class _TellOfLosses(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            text = f"worker {rank} was lost ({lines[-1].strip()[:200]})"
+            text = f"worker {rank} was lost: {_gist(error)}"
             self._board.post.remote([{"kind": "note", "text": text}, {"kind": "wait", "what": "starting the workers"}])
 
 
@@ -157,13 +158,19 @@ def _result(fitting: _Fitting, run_folder: Path, steps: int) -> Summary:
         if fitting.stop_signal is not None and summary.status == "interrupted":
             raise Stopped(fitting.stop_signal, summary)
         return summary
-    lines = [line.strip() for line in str(fitting.error or "").splitlines() if line.strip()]
-    reason = f"a worker failed: {lines[-1][:300] if lines else type(fitting.error).__name__}"
+    reason = f"a worker failed: {_gist(fitting.error)}"
     write_summary(run_folder, Summary("failed", reason, steps, 0))
     log = EventLog(run_folder)
     log.append("end", steps, None, status="failed", reason=reason)
     log.close()
     raise RunFailed(f"{reason}; the whole story is in {run_folder / 'logs'}") from fitting.error
+
+
+def _gist(error: BaseException | None) -> str:
+    """The line of an error that says most: its last `SomeError: …`, else its first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed)\w*: ", line)]
+    return (named[-1] if named else lines[0])[:300]
 
 
 @contextmanager
@@ -191,9 +198,8 @@ def _cluster(address: str | None) -> Iterator[None]:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except Exception as error:  # Ray raises many kinds for a cluster that is not there
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(
-            f"no Ray cluster could be reached at {address!r} ({lines[0][:200]}): check --cluster.address and "
+            f"no Ray cluster could be reached at {address!r} ({_gist(error)}): check --cluster.address and "
             "$RAY_ADDRESS; a cluster with token authentication also needs RAY_AUTH_MODE=token and its token"
         ) from None
     try:

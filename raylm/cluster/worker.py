@@ -24,10 +24,12 @@ QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
 class Job:
     """What every worker is told.
 
-    datasets: the folders of train, valid and test. replicas: per worker. board: handle of the driver's board.
+    corpus: its name. datasets: the folders of train, valid and test. replicas: per worker. board: handle of the
+    driver's board.
     """
 
     config: RunConfig
+    corpus: str
     datasets: tuple[str, str, str]
     replicas: int
     run_folder: str
@@ -52,7 +54,7 @@ def run_worker(job: Job) -> dict[str, Any]:
 
         outside = Outside(poster.publish, poster.stop_requested, _report)
         topology = Topology(rank, workers, job.replicas, job.config.data.lanes)
-        datasets = Datasets(*(open_dataset(folder) for folder in job.datasets))
+        datasets = Datasets(job.corpus, *(open_dataset(folder) for folder in job.datasets))
         return train(job.config, datasets, topology, Path(job.run_folder), outside).to_json()
     except UserError as error:
         return {"error": str(error)}
@@ -61,12 +63,9 @@ def run_worker(job: Job) -> dict[str, Any]:
 
 
 def _report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-    """Tells Ray Train, for its dashboard and for Tune; the manifests in the run's folder stay the truth."""
-    ray.train.report(
-        dict(metrics),
-        checkpoint=ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-    )
+    """Tells Ray Train, for its dashboard and for Tune. The checkpoint goes as a path: Ray takes none that lies outside
+    its own folder, and the manifests in the run's folder are the truth anyway."""
+    ray.train.report({**metrics, "checkpoint": str(checkpoint)})
 
 
 def _log_to(path: Path) -> None:

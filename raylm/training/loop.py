@@ -51,8 +51,9 @@ class Outside:
 
 @dataclass(frozen=True)
 class Datasets:
-    """The opened splits; they share one vocabulary."""
+    """The opened splits of a corpus, with its name; they share one vocabulary."""
 
+    name: str
     train: Dataset
     valid: Dataset
     test: Dataset
@@ -130,6 +131,7 @@ class _Run:
             self.newest, self.saved_at = path, self.state.step
             self.record.resume(path, snapshot, self.state.cursor)
         facts = {
+            "dataset": self.datasets.name,
             "steps_total": self.total_steps,
             "parameters": self.replicas.model.parameters,
             "workers": self.topology.workers,

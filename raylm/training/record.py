@@ -55,6 +55,7 @@ class Recorder:
         self.floors: dict[str, float] = {}
         self.began = self.interval_began = clock()
         self.interval_tokens = 0
+        self.compiled = False
         if self.writes:
             self.log = EventLog(run_folder, say=self.note)
             self.board = TensorBoardLog(run_folder)
@@ -87,9 +88,11 @@ class Recorder:
         self.interval_tokens += outcome.tokens
         self.losses.append((outcome.step, outcome.loss * outcome.tokens, outcome.tokens))
         step = outcome.step + 1
-        if step % self.config.report.log_every and step != 1:
+        if step % self.config.report.log_every and self.compiled:
             return
-        rate = self.interval_tokens / max(self.clock() - self.interval_began, 1e-9)
+        seconds = self.clock() - self.interval_began
+        rate = self.interval_tokens / max(seconds, 1e-9) if self.compiled else None
+        self.compiled = True  # the first step's time is the compiler's
         self.rates.append(rate)
         self.interval_tokens, self.interval_began = 0, self.clock()
         self.emit(
