@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raylm.data.manifest import INDEX, MANIFEST, REJECTS, VOCABULARY, Manifest, load_manifest
+from raylm.data.manifest import INDEX, MANIFEST, VOCABULARY, Manifest, load_manifest
 from raylm.data.shard import INDEX_SCHEMA, Chunk, chunk_schema, decode_chunk
 from raylm.data.storage import Storage, open_storage
 from raylm.data.vocabulary import Vocabulary
@@ -171,15 +171,12 @@ def open_dataset(path: str | Path) -> Dataset:
 
 
 def check_sizes(storage: Storage, manifest: Manifest) -> None:
-    """Check that every file is there and has the size that the manifest says.
+    """Check that every file that is read has the size that the manifest says.
 
     Raises:
         UserError: one is missing, or shorter or longer.
     """
-    records = dict(manifest.files)
-    if manifest.rejects is not None:
-        records[REJECTS] = manifest.rejects
-    for name, record in records.items():
+    for name, record in manifest.files.items():
         found = storage.size(name)
         if found != record.bytes:
             raise UserError(

@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     SENTENCE_CHUNKS = 3
     SENTENCE_ROWS = 4
     SENTENCE_BATCHES = 5
+    SAMPLE = 6
 
 
 def draws(seed: int, purpose: Purpose, epoch: int, count: int, part: int = 0) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from raylm.data.cursor import Cursor, check_cursor
 from raylm.data.dataset import Dataset
 from raylm.data.order import Purpose, check_seed, permutation
-from raylm.data.streams import Window
+from raylm.data.streams import Place, Window
 from raylm.errors import UserError
 
 BUCKETS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
@@ -34,11 +34,13 @@ BAND = 16
 class Pool:
     """The rows of some chunks, sorted by length and cut into batches in the order they are read in.
 
-    `tokens` are the ids of all rows; row i of the sorted rows has its inputs at tokens[first[i]] and on, and
-    `targets[i]` targets. Batch b holds the sorted rows [bounds[order[b]], bounds[order[b] + 1]).
+    `tokens` are the ids of all rows, chunk by chunk; `chunks` are the numbers of those chunks. Row i of the
+    sorted rows has its inputs at tokens[first[i]] and on, and `targets[i]` targets. Batch b holds the sorted
+    rows [bounds[order[b]], bounds[order[b] + 1]).
     """
 
     tokens: np.ndarray
+    chunks: np.ndarray
     first: np.ndarray
     targets: np.ndarray
     bounds: np.ndarray
@@ -143,6 +145,24 @@ class Sentences:
         """The cursor moved past what is left out: the place of the batch that `read` gives."""
         return self._move(cursor, cursor.skip_end() - cursor.position)
 
+    def at(self, position: int) -> Cursor:
+        """The cursor of a position, where nothing is left out; reads the pools before it."""
+        return self._move(self.start(), position)
+
+    def places(self, cursor: Cursor) -> tuple[Place, ...]:
+        """Where each row of the global batch at a cursor lies; rows that repeat another are left out."""
+        number, batch = cursor.parts[0]
+        pool = self._pool_of(cursor.epoch, number)
+        begin, end = (int(pool.bounds[pool.order[batch] + side]) for side in (0, 1))
+        chunk_starts = np.concatenate([[0], np.cumsum(self.dataset.index.tokens[pool.chunks])])
+        first = pool.first[begin:end]
+        member = np.searchsorted(chunk_starts, first, side="right") - 1
+        tokens = self.dataset.index.token_starts[pool.chunks[member]] + first - chunk_starts[member]
+        return tuple(
+            Place(self.dataset, -(-row * self.rows // (end - begin)), int(token), int(targets))
+            for row, (token, targets) in enumerate(zip(tokens, pool.targets[begin:end], strict=True))
+        )
+
     def _move(self, cursor: Cursor, batches: int) -> Cursor:
         """The cursor `batches` batches later."""
         if not batches:
@@ -166,17 +186,16 @@ class Sentences:
         return self._pool
 
     def _read_pool(self, epoch: int, number: int) -> Pool:
-        chunks = self._with_targets[permutation(self._seed, Purpose.SENTENCE_CHUNKS, epoch, len(self._with_targets))]
-        members = [
-            self.dataset.chunk(int(chunk))
-            for chunk in chunks[number * self._pool_chunks : (number + 1) * self._pool_chunks]
-        ]
+        shuffled = permutation(self._seed, Purpose.SENTENCE_CHUNKS, epoch, len(self._with_targets))
+        chunks = self._with_targets[shuffled][number * self._pool_chunks : (number + 1) * self._pool_chunks]
+        members = [self.dataset.chunk(chunk) for chunk in chunks.tolist()]
         first, targets = _pieces(np.concatenate([np.diff(chunk.row_offsets) for chunk in members]), self._widest)
         shuffled = permutation(self._seed, Purpose.SENTENCE_ROWS, epoch, len(first), number)
         by_length = shuffled[np.argsort(targets[shuffled], kind="stable")]
         batches = -(-len(first) // self.rows)
         return Pool(
             tokens=np.concatenate([chunk.tokens for chunk in members]),
+            chunks=chunks,
             first=first[by_length],
             targets=targets[by_length],
             bounds=np.minimum(np.arange(batches + 1) * self.rows, len(first)),
