@@ -169,8 +169,8 @@ def _result(fitting: _Fitting, run_folder: Path, steps: int) -> Summary:
 def _gist(error: BaseException | None) -> str:
     """The line of an error that says most: its last `SomeError: …`, else its first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed)\w*: ", line)]
-    return (named[-1] if named else lines[0])[:300]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|WorkerFailed): ", line)]
+    return (named[-1] if named else lines[0]).rpartition("WorkerFailed: ")[2][:300]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ class Job:
     board: Any
 
 
+class WorkerFailed(Exception):  # noqa: N818 - what Ray Train sees of any error
+    """A worker's error, as text."""
+
+
 def run_worker(job: Job) -> dict[str, Any]:
     """One rank of a run; the summary as plain data, or {"error": …} for a mistake that the user can mend.
 
@@ -58,6 +63,9 @@ def run_worker(job: Job) -> dict[str, Any]:
         return train(job.config, datasets, topology, Path(job.run_folder), outside).to_json()
     except UserError as error:
         return {"error": str(error)}
+    except Exception as error:
+        traceback.print_exc()  # into the log; an error of TensorFlow's own class would make the driver import it
+        raise WorkerFailed(f"{type(error).__name__}: {error}") from None
     finally:
         poster.close()
 

@@ -83,3 +83,11 @@ def make_strategy(topology: Topology) -> tf.distribute.Strategy:
     # TensorFlow takes one CPU device a worker, whatever logical ones there are; only this method decides it.
     with mock.patch.object(CollectiveAllReduceExtended, "_initialize_local_devices", local_devices):
         return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def all_reduce_sum(values: list[Tensor]) -> list[Tensor]:
+    """Each value summed over all replicas of all workers."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return values
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, values))

@@ -21,7 +21,7 @@ from raylm.guard.judge import Ledger
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.model.lstm import LayerCarry
 from raylm.optim.optimizers import Optimizer, make_optimizer
-from raylm.training.distribute import Topology
+from raylm.training.distribute import Topology, all_reduce_sum
 
 
 @dataclass
@@ -71,10 +71,11 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
 
     @tf.function
     def gather(carry: Any) -> list[Any]:
-        def everyones(parts: Any) -> Any:
-            context = tf.distribute.get_replica_context()
-            flat = tf.nest.flatten(parts)
-            return flat if context.num_replicas_in_sync == 1 else context.all_gather(flat, 0)
+        def everyones(parts: Any) -> list[Any]:
+            # Each replica's lanes among zeros, summed: `all_gather` fails where a worker has one device.
+            before = tf.distribute.get_replica_context().replica_id_in_sync_group * share
+            after = topology.workers * topology.replicas * share - share - before
+            return all_reduce_sum([tf.pad(part, [[before, after], [0, 0]]) for part in tf.nest.flatten(parts)])
 
         gathered = strategy.run(everyones, args=(carry,))
         return [strategy.experimental_local_results(part)[0][: topology.lanes] for part in gathered]

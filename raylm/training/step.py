@@ -18,6 +18,7 @@ from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.types import Tensor
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
+from raylm.training.distribute import all_reduce_sum
 from raylm.training.state import Replicas
 
 
@@ -89,14 +90,6 @@ def train_step(
     tf.cond(finite, update, lambda: False)
     carry = tf.nest.map_structure(lambda new, old: tf.where(finite, new, old), next_carry, carry)
     return StepResult(loss_sum, tokens, norm, finite, stop), carry
-
-
-def all_reduce_sum(values: list[Tensor]) -> list[Tensor]:
-    """Each value summed over all replicas of all workers."""
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return values
-    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
 
 
 def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
