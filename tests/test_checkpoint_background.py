@@ -1,6 +1,7 @@
 """Training does not wait for a checkpoint being written; what a save met is told, and the end waits for the last."""
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -134,6 +135,19 @@ def test_a_process_that_ends_with_a_save_in_flight_finishes_it(tmp_path: Path) -
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
     assert ended.returncode == 3
     assert [(info.step, info.complete) for info in CheckpointStore(tmp_path).verify_all()] == [(7, True)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux only")
+def test_training_goes_first(tmp_path: Path) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    seen: list[int] = []
+    before = priority()
+    writer = BackgroundWriter(CheckpointStore(tmp_path), lambda path: seen.append(priority()))
+    _begin(writer, snapshot_at(1))
+    writer.wait()
+    assert seen[0] > before == priority()
 
 
 def test_verifying_all_reads_every_byte(tmp_path: Path) -> None:

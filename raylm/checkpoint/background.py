@@ -1,11 +1,17 @@
 """Checkpoints written by a thread while training goes on, one at a time."""
 
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from raylm.checkpoint.snapshot import Json, Snapshot
 from raylm.checkpoint.store import CheckpointStore
+
+_NICENESS = 10
+"""Hashing and writing take the time that the training's threads leave; 19 could starve them while they hold a lock."""
 
 
 class BackgroundWriter:
@@ -47,6 +53,7 @@ class BackgroundWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def _run(self, snapshot: Snapshot, config: Json, dataset_id: str) -> None:
+        _let_training_go_first()
         try:
             path = self._store.save(snapshot, config=config, dataset_id=dataset_id)
             if self._after_save is not None:
@@ -60,3 +67,9 @@ class BackgroundWriter:
             self._thread = None
         error, self._error = self._error, None
         return error
+
+
+def _let_training_go_first() -> None:
+    if sys.platform == "linux":  # elsewhere a priority belongs to the process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
