@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
     """
     config = record.config
     view.wait("starting Ray")
-    with _cluster(config.cluster.address):
+    with _output_to(run_folder / "logs" / "driver.log"), _cluster(config.cluster.address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         demand = plan(config.cluster, nodes)
         view.wait(_placing(demand))
@@ -171,6 +171,14 @@ def _gist(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|WorkerFailed): ", line)]
     return (named[-1] if named else lines[0]).rpartition("WorkerFailed: ")[2][:300]
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Sends what Ray prints in this process to a file; the view keeps the stream that it was given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        yield
 
 
 @contextmanager

@@ -52,7 +52,8 @@ def run_worker(job: Job) -> dict[str, Any]:
     _log_to(Path(job.run_folder) / "logs" / f"worker-{rank}.log")
     poster = Poster(job.board)
     try:
-        poster.publish({"kind": "wait", "what": "importing TensorFlow"})
+        if rank == 0:
+            poster.publish({"kind": "wait", "what": "importing TensorFlow"})
         os.environ.update(QUIET_TENSORFLOW)
         from raylm.training.distribute import Topology  # here: importing TensorFlow takes seconds, and the driver
         from raylm.training.loop import Datasets, Outside, train  # imports this module too

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from raylm.errors import UserError
+from raylm.model.types import Tensor
 
 
 @dataclass(frozen=True)
