@@ -1,7 +1,6 @@
 """A damaged checkpoint is named and passed over; listing, retention and looking up a path say what is there."""
 
 import json
-import os
 import random
 import shutil
 from dataclasses import replace
@@ -274,14 +273,29 @@ def test_a_path_that_is_none_of_these_is_one_clear_line(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_named(store: CheckpointStore) -> None:
-    store.folder.chmod(0)
-    try:
-        with pytest.raises(UserError, match="cannot read"):
-            store.candidates()
-    finally:
-        store.folder.chmod(0o755)
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match=r"cannot read .*checkpoints: Not a directory"):
+        CheckpointStore(tmp_path / "checkpoints").candidates()
+
+
+def test_a_manifest_that_cannot_be_read_is_named(store: CheckpointStore) -> None:
+    path = store.folder / "step-00000500" / "MANIFEST.json"
+    path.unlink()
+    path.mkdir()
+    _loads_the_older_naming(store, f"cannot read {path}: Is a directory")
+
+
+def test_checkpoints_that_cannot_be_set_aside_are_one_clear_line(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(old: object, new: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("raylm.checkpoint.files.rename", refuse)
+    with pytest.raises(UserError, match=r"newer than step 400 cannot be moved to .*: Permission denied"):
+        store.set_aside_after(400)
+    assert [info.step for info in store.list()] == [400, 500]
 
 
 def test_what_the_run_was_is_kept_beside_its_state(store: CheckpointStore) -> None:

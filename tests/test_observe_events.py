@@ -162,3 +162,10 @@ def test_a_kill_costs_at_most_the_last_line(tmp_path: Path) -> None:
     steps = [event["step"] for event in read_events(tmp_path)]
     assert steps == list(range(len(steps)))
     assert len(steps) >= said
+
+
+def test_what_cannot_be_written_is_told_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = EventLog(tmp_path)
+    log.close()
+    log.append("step", 1, 1)
+    assert "cannot be written (Bad file descriptor): events are lost until it can" in capsys.readouterr().err
