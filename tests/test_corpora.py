@@ -285,7 +285,7 @@ def test_text_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"short\.txt has 3 of the at least 10 lines"):
         find(write(tmp_path / "short.txt", "a\nb\nc\n"), tmp_path)
     latin = write(tmp_path / "latin.txt", b"good\n" * 20 + "café\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8: line 21, byte offset 103 \(0xe9\)"):
+    with pytest.raises(UserError, match=r"latin\.txt: line 21: not UTF-8: byte offset 103 \(0xe9\)"):
         find(latin, tmp_path)
     with pytest.raises(UserError, match="names nothing"):
         find([], tmp_path)

@@ -13,9 +13,12 @@ from raylm.errors import UserError
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/raylm`, or `~/.cache/raylm`."""
+    """`$XDG_CACHE_HOME/raylm`, or `~/.cache/raylm`. Raises UserError where there is no home folder either."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "raylm"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "raylm"
+    except RuntimeError:
+        raise UserError("there is no home folder to keep a cache in; name one with XDG_CACHE_HOME") from None
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -69,5 +72,5 @@ def _writing_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror or error}; "
-            "free some space or name another folder with XDG_CACHE_HOME"
+            "free some space or choose another folder (XDG_CACHE_HOME moves the cache)"
         ) from None

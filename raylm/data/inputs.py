@@ -1,8 +1,8 @@
-"""Inputs: plain, gzip and zstd text, and Parquet, cut into splits and read as blocks of whole lines.
+"""Inputs: plain, gzip and zstd text, and Parquet, cut into splits that can be worked on alone.
 
-A split is a piece of an input that can be worked on alone: a range of bytes of a plain file (a line belongs to the
-split it begins in), row groups of a Parquet file, the whole of a compressed file. The cut depends on the inputs only.
-What a file is, its first bytes say, not its name.
+A split is one or more pieces: ranges of bytes of plain files (a line belongs to the piece it begins in), row groups
+of Parquet files, compressed files whole. The cut depends on the inputs only, never on who works on them. What a file
+is, its first bytes say, not its name. Sources are paths, or URIs that `pyarrow.fs` knows (`s3://`, `gs://`).
 """
 
 from __future__ import annotations
@@ -10,232 +10,179 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from raylm.data.lines import Block, blocks_of_lines
 from raylm.errors import UserError
 
 SPLIT_BYTES = 1 << 26
-BLOCK_BYTES = 1 << 22
-LONGEST_LINE = 1 << 28
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ROWS_AT_ONCE = 8192
+_COMPRESSION = 4  # text is about so many times as large as its gzip or zstd; only the cut's balance depends on it
 
 Format = Literal["text", "gzip", "zstd", "parquet"]
 
 
-class ByteStream(Protocol):
-    """What a plain file and a decompressed one have in common."""
+@dataclass(frozen=True)
+class Piece:
+    """A part of one source: bytes [start, stop) of plain text, row groups [start, stop) of Parquet, else the whole.
 
-    def read(self, size: int, /) -> bytes: ...
+    bytes: about how much text it is.
+    """
 
-    def readline(self, size: int, /) -> bytes: ...
+    source: str
+    format: Format
+    start: int
+    stop: int
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Split:
-    """One piece of the inputs. `start` and `stop` are bytes (text), row groups (Parquet) or 0 and 0 (the whole)."""
+    """Pieces that are worked on together, in this order."""
 
     index: int
-    source: str
-    format: Format
-    start: int = 0
-    stop: int = 0
+    pieces: tuple[Piece, ...]
 
-
-@dataclass(frozen=True)
-class Block:
-    """Whole lines of one split, divided by b"\\n".
-
-    data: the lines.
-    first_line: number of the first line, from 0 at the split's beginning.
-    offset: place of the first byte in the (uncompressed) source; -1 where that means nothing (Parquet).
-    numbers: int64 [lines], number of each line where they do not simply count up (a Parquet row with line ends in
-        it is several lines of one number); else None.
-    lines: how many numbers this block takes up.
-    """
-
-    data: bytes
-    first_line: int
-    offset: int
-    lines: int
-    numbers: NDArray[np.int64] | None = None
-
-    def number(self, line: int) -> int:
-        """The number, in its split and from 0, of the block's line (from 0)."""
-        return self.first_line + line if self.numbers is None else int(self.numbers[line])
+    @property
+    def bytes(self) -> int:
+        """About how much text it is."""
+        return sum(piece.bytes for piece in self.pieces)
 
 
 def plan_splits(sources: Sequence[str | Path], *, split_bytes: int = SPLIT_BYTES) -> tuple[Split, ...]:
-    """The splits of all sources, in order.
+    """The splits of all sources, in order, of about `split_bytes` where the inputs can be cut so.
 
     Raises:
-        UserError: a source is missing, is a folder or cannot be read.
+        UserError: a source is missing, is a folder, cannot be read or is corrupt.
     """
     splits: list[Split] = []
+    together: list[Piece] = []
+    size = 0
     for source in sources:
-        path = Path(source)
-        with opening(path):
-            kind = _format(path)
-            if kind == "text":
-                cuts = list(range(0, path.stat().st_size, split_bytes))
-                ranges = list(zip(cuts, [*cuts[1:], path.stat().st_size], strict=True))
-            elif kind == "parquet":
-                groups = pq.ParquetFile(path).metadata.num_row_groups
-                ranges = [(group, group + 1) for group in range(groups)]
-            else:
-                ranges = [(0, 0)]
-        splits += [Split(len(splits) + n, str(path), kind, *piece) for n, piece in enumerate(ranges)]
-    return tuple(splits)
+        for piece in _pieces(str(source), split_bytes):
+            if together and size + piece.bytes > split_bytes:
+                splits.append(Split(len(splits), tuple(together)))
+                together, size = [], 0
+            together.append(piece)
+            size += piece.bytes
+    return (*splits, Split(len(splits), tuple(together))) if together else tuple(splits)
 
 
-def read_split(split: Split, *, text_column: str = "text", block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """The blocks of a split, in order; memory holds one block, or the longest line where that is longer.
+def read_piece(piece: Piece, *, text_column: str = "text") -> Iterator[Block]:
+    """The blocks of a piece, in order; memory holds one block, or the longest line where that is longer.
 
     Raises:
         UserError: the source is missing, cannot be read, is truncated or corrupt, or has no such column; a line is
             longer than 256 MiB.
     """
-    path = Path(split.source)
-    with opening(path):
-        if split.format == "parquet":
-            yield from _parquet_blocks(split, text_column)
-        elif split.format == "text":
-            with path.open("rb") as file:
-                yield from _range_blocks(file, split, block_bytes)
-        elif split.format == "gzip":
-            with gzip.open(path, "rb") as stream:
-                yield from _blocks(stream, split.source, block_bytes)
+    with opening(piece.source), ExitStack() as stack:
+        file = stack.enter_context(_open(piece.source))
+        if piece.format == "parquet":
+            yield from _parquet_blocks(piece, file, text_column)
+        elif piece.format == "text":
+            file.seek(max(piece.start - 1, 0))
+            yield from blocks_of_lines(file, piece.source, start=piece.start, stop=piece.stop)
+        elif piece.format == "gzip":
+            yield from blocks_of_lines(stack.enter_context(gzip.GzipFile(fileobj=file)), piece.source)
         else:
-            with path.open("rb") as file, closing(pa.CompressedInputStream(file, "zstd")) as stream:
-                yield from _blocks(stream, split.source, block_bytes)
+            yield from blocks_of_lines(stack.enter_context(pa.CompressedInputStream(file, "zstd")), piece.source)
+
+
+def lines_before(piece: Piece) -> int:
+    """Lines of the source before a piece: read and counted, so only for a message about to be shown."""
+    with opening(piece.source), _open(piece.source) as file:
+        if piece.format == "parquet":
+            metadata = pq.ParquetFile(file).metadata
+            return sum(int(metadata.row_group(group).num_rows) for group in range(piece.start))
+        lines, offset = 0, 0
+        while offset < piece.start and (data := file.read(min(1 << 22, piece.start - offset))):
+            lines += data.count(b"\n")
+            offset += len(data)
+        # A line that is cut by the piece's beginning belongs to the piece before.
+        return lines + (bool(offset) and not data.endswith(b"\n"))
 
 
 @contextmanager
-def opening(path: Path) -> Iterator[None]:
-    """Turns what can go wrong in reading a path into one clear UserError."""
+def opening(source: str | Path) -> Iterator[None]:
+    """Turns what can go wrong in reading a source into one clear UserError."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
+        raise UserError(f"{source} does not exist") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name the files in it") from None
+        raise UserError(f"{source} is a folder; name the files in it") from None
     except PermissionError:
-        raise UserError(f"{path} may not be read (permission denied)") from None
+        raise UserError(f"{source} may not be read (permission denied)") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is truncated or corrupt: {_first_line(error)}") from None
+        raise UserError(f"{source} is truncated or corrupt: {_first_line(error)}") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{source} cannot be read: {_first_line(error)}") from None
 
 
-def check_utf8(block: Block, source: str, lines_before: int = 0) -> None:
-    """Passes text through.
-
-    Raises:
-        UserError: a byte is not UTF-8; names file, line and byte offset.
-    """
-    try:
-        block.data.decode()
-    except UnicodeDecodeError as error:
-        line = lines_before + block.number(block.data.count(b"\n", 0, error.start)) + 1
-        raise UserError(
-            f"{source} is not UTF-8: line {line}, byte offset {block.offset + error.start} "
-            f"(0x{block.data[error.start]:02x}); save the text as UTF-8"
-        ) from None
+def _open(source: str) -> IO[bytes] | Any:
+    """The source's bytes: a context with read and seek."""
+    if "://" in source:
+        filesystem, path = pafs.FileSystem.from_uri(source)
+        return filesystem.open_input_file(path)
+    return Path(source).open("rb")
 
 
-def _format(path: Path) -> Format:
-    with path.open("rb") as file:
+def _pieces(source: str, split_bytes: int) -> Iterator[Piece]:
+    with opening(source), _open(source) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
         first = file.read(4)
-    if first[:2] == b"\x1f\x8b":
-        return "gzip"
-    if first == b"\x28\xb5\x2f\xfd":
-        return "zstd"
-    return "parquet" if first == b"PAR1" else "text"
+        if first == b"PAR1":
+            metadata = pq.ParquetFile(file).metadata
+            for group in range(metadata.num_row_groups):
+                yield Piece(source, "parquet", group, group + 1, int(metadata.row_group(group).total_byte_size))
+        elif first[:2] == b"\x1f\x8b":
+            yield Piece(source, "gzip", 0, 0, size * _COMPRESSION)
+        elif first == b"\x28\xb5\x2f\xfd":
+            yield Piece(source, "zstd", 0, 0, size * _COMPRESSION)
+        else:
+            for start in range(0, size, split_bytes):
+                stop = min(start + split_bytes, size)
+                yield Piece(source, "text", start, stop, stop - start)
 
 
-def _range_blocks(file: IO[bytes], split: Split, block_bytes: int) -> Iterator[Block]:
-    """Blocks of the lines that begin in [start, stop) of a plain file."""
-    start = split.start
-    if start:
-        file.seek(start - 1)
-        start += len(_read_line(file, split.source)) - 1
-    file.seek(start)
-    yield from _blocks(file, split.source, block_bytes, start, split.stop)
-
-
-def _blocks(
-    stream: ByteStream, source: str, block_bytes: int, offset: int = 0, stop: int | None = None
-) -> Iterator[Block]:
-    line = 0
-    while stop is None or offset < stop:
-        data = stream.read(block_bytes if stop is None else min(block_bytes, stop - offset))
-        if not data:
-            return
-        if data[-1:] != b"\n":
-            data = data + _read_line(stream, source)
-        lines = data.count(b"\n") + (data[-1:] != b"\n")
-        mark = len(_BYTE_ORDER_MARK) if offset == 0 and data.startswith(_BYTE_ORDER_MARK) else 0
-        yield Block(data[mark:], line, offset + mark, lines)
-        line += lines
-        offset += len(data)
-
-
-def _read_line(stream: ByteStream, source: str) -> bytes:
-    """The rest of a line, to its end."""
-    pieces: list[bytes] = []
-    size = 0
-    while not (pieces and pieces[-1].endswith(b"\n")):
-        if size > LONGEST_LINE:
-            raise UserError(f"{source} has a line of more than {LONGEST_LINE >> 20} MiB; divide it into lines")
-        piece = stream.readline(BLOCK_BYTES)
-        if not piece:
-            break
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)
-
-
-def _parquet_blocks(split: Split, text_column: str) -> Iterator[Block]:
-    file = pq.ParquetFile(split.source)
-    schema = file.schema_arrow
+def _parquet_blocks(piece: Piece, file: IO[bytes], text_column: str) -> Iterator[Block]:
+    parquet = pq.ParquetFile(file)
+    schema = parquet.schema_arrow
     if text_column not in schema.names:
         raise UserError(
-            f"{split.source} has no column {text_column!r}; its columns are {', '.join(schema.names)} (--text-column)"
+            f"{piece.source} has no column {text_column!r} but {', '.join(schema.names)}: name one with --text-column"
+        )
+    kind = schema.field(text_column).type
+    if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+        raise UserError(
+            f"{piece.source}: column {text_column!r} holds {kind}, not text; name another with --text-column"
         )
     row = 0
-    groups = list(range(split.start, split.stop))
-    for batch in file.iter_batches(batch_size=8192, row_groups=groups, columns=[text_column]):
+    groups = list(range(piece.start, piece.stop))
+    for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[text_column]):
         column = batch.column(0)
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        if not (_is_text(column.type)):
-            raise UserError(f"{split.source}: column {text_column!r} holds {column.type}, not text")
         values = [value or b"" for value in column.cast(pa.large_binary()).to_pylist()]
-        per_value = np.fromiter((value.count(b"\n") + 1 for value in values), np.int64, len(values))
-        numbers = row + np.repeat(np.arange(len(values)), per_value)
-        yield Block(b"\n".join(values), row, -1, len(values), numbers)
+        per_row = np.fromiter((value.count(b"\n") + 1 for value in values), np.int64, len(values))
+        numbers = np.repeat(np.arange(row, row + len(values)), per_row)
+        yield Block(piece.source, b"\n".join(values), row, None, len(values), numbers)
         row += len(values)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_string_view,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_binary_view,
-        )
-    )
+    types = pa.types
+    plain = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(plain or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from raylm.data.caching import new_folder
-from raylm.data.inputs import check_utf8, opening, plan_splits, read_split
+from raylm.data.inputs import lines_before, opening, plan_splits, read_piece
+from raylm.data.lines import without_malformed
 from raylm.errors import UserError
 
 Paths = tuple[Path, ...]
@@ -99,12 +100,11 @@ def _divide(files: Paths, cache_dir: Path, say: Callable[[str], None]) -> tuple[
 
 def _lines(files: Paths) -> Iterator[bytes]:
     """Lines that hold anything, each ending in b"\\n"."""
-    for path in files:
-        before = 0
-        for split in plan_splits([path]):
-            in_split = 0
-            for block in read_split(split):
-                check_utf8(block, split.source, before)
+    for split in plan_splits(files):
+        for piece in split.pieces:
+            for block in read_piece(piece):
+                _, malformed = without_malformed(block)
+                if malformed:
+                    number = lines_before(piece) + block.number(malformed[0].line) + 1
+                    raise UserError(f"{piece.source}: line {number:,}: {malformed[0].reason}; save the text as UTF-8")
                 yield from (line + b"\n" for line in block.data.split(b"\n") if line.strip())
-                in_split += block.lines
-            before += in_split

@@ -1,24 +1,131 @@
-"""From text to datasets."""
+"""From text to datasets.
+
+`prepare` is `raylm prepare`: any inputs, any tokenizer. It counts the words of every split of the inputs, chooses the
+vocabulary, encodes every split, and seals what came of it. Who does the splits, a `Runner` says; the dataset is the
+same byte for byte. `prepare_corpus` makes the three datasets that a training run reads.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from raylm.data.caching import new_folder
 from raylm.data.corpora import Corpus
 from raylm.data.dataset import open_dataset
-from raylm.data.inputs import Block, check_utf8, opening, plan_splits, read_split
-from raylm.data.tokenize import WhitespaceWords
-from raylm.data.vocabulary import END_OF_SENTENCE, UNKNOWN, Vocabulary
-from raylm.data.writer import DatasetWriter
+from raylm.data.encode import Encoded, forget_encoder
+from raylm.data.inputs import opening, plan_splits
+from raylm.data.options import WORDS_VOCABULARY_SIZE, PrepareOptions
+from raylm.data.runners import Runner, run_here
+from raylm.data.stages import Job, Report, encode_splits, find_words, place_rejects, place_shards
+from raylm.data.upload import is_uri, refuse_existing_remote, upload_dataset
+from raylm.data.writer import partial_folder, seal, storing
 from raylm.errors import UserError
 
-_VERSION = 1
+_CORPUS_VERSION = 2
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What was prepared.
+
+    lines: read from the inputs. empty_lines: of these, without tokens. long_rows: rows over the limit.
+    unknowns: tokens that are `<unk>`. seconds, tokens_per_second: wall time of it all.
+    """
+
+    dataset_id: str
+    output: str
+    tokens: int
+    rows: int
+    vocabulary: int
+    unknowns: int
+    lines: int
+    empty_lines: int
+    long_rows: int
+    rejects: int
+    seconds: float
+    tokens_per_second: float
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    options: PrepareOptions | None = None,
+    *,
+    run: Runner = run_here,
+    report: Report = lambda progress: None,
+) -> PrepareResult:
+    """Make a dataset of text, gzip or zstd text, or Parquet, at `output`: a path, or a URI that is uploaded to.
+
+    The `dataset_id` depends on the text and the options, not on `run`.
+
+    Raises:
+        UserError: an input cannot be read or has no tokens; too many lines are rejected; there is something at
+            `output` already, or it cannot be written.
+    """
+    options = options or PrepareOptions()
+    if is_uri(output):
+        refuse_existing_remote(str(output))
+        with TemporaryDirectory(prefix="raylm-prepare-") as temporary:
+            result = prepare(inputs, Path(temporary, "dataset"), options, run=run, report=report)
+            upload_dataset(Path(temporary, "dataset"), str(output))
+        return replace(result, output=str(output))
+    begin = time.perf_counter()
+    splits = plan_splits(inputs, split_bytes=options.split_bytes)
+    if not splits:
+        raise UserError(f"{inputs[0] if inputs else 'the list of inputs'} is empty: there is no text to prepare")
+    refuse_existing(Path(output))
+    staging = partial_folder(Path(output))
+    try:
+        with storing(staging):
+            (staging / "work").mkdir()
+        job = Job(splits, options, staging / "work", run, report)
+        words = find_words(job)
+        encoded = encode_splits(job, words)
+        shards, rejects = place_shards(job, encoded, staging), place_rejects(job, encoded, staging)
+        shutil.rmtree(job.work)
+        dataset_id = seal(
+            staging,
+            Path(output),
+            words.vocabulary,
+            shards,
+            rejected=sum(part.rejected for part in encoded),
+            rejects=rejects,
+            provenance={
+                "sources": [str(source) for source in inputs],
+                "tokenizer": words.tokenizer,
+                "vocabulary_of": words.given_by,
+                "options": options.model_dump(mode="json", exclude={"vocab"}),
+            },
+        )
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        forget_encoder()
+    return _result(dataset_id, str(output), len(words.vocabulary), encoded, time.perf_counter() - begin)
+
+
+def _result(dataset_id: str, output: str, words: int, encoded: Sequence[Encoded], seconds: float) -> PrepareResult:
+    chunks = [chunk for part in encoded for _, shard in part.shards for chunk in shard.chunks]
+    tokens = sum(chunk.tokens for chunk in chunks)
+    return PrepareResult(
+        dataset_id=dataset_id,
+        output=output,
+        tokens=tokens,
+        rows=sum(chunk.rows for chunk in chunks),
+        vocabulary=words,
+        unknowns=sum(chunk.unknowns for chunk in chunks),
+        lines=sum(sum(part.piece_lines) for part in encoded),
+        empty_lines=sum(part.empty for part in encoded),
+        long_rows=sum(part.long for part in encoded),
+        rejects=sum(part.rejected for part in encoded),
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+    )
 
 
 @dataclass(frozen=True)
@@ -31,19 +138,19 @@ class Prepared:
 
 
 def prepare_corpus(
-    corpus: Corpus, destination: Path, say: Callable[[str], None], *, vocabulary_size: int = 10_000
+    corpus: Corpus, destination: Path, say: Callable[[str], None], *, vocabulary_size: int = WORDS_VOCABULARY_SIZE
 ) -> Prepared:
     """The three datasets of a corpus, below `destination`; taken from there when the same text was prepared before.
 
-    Words are divided by white space, every line ends with `<eos>`, lines without words are left out. PTB keeps its
-    own 10,000 words; other text keeps its `vocabulary_size` most frequent, `<unk>` and `<eos>` among them.
+    Words are divided by white space, every line ends with `<eos>`, lines without words are left out. PTB and the
+    sample keep their own words; text of the user's own keeps its `vocabulary_size` most frequent.
 
     Raises:
         UserError: text is missing, unreadable, empty or not UTF-8, or the destination cannot be written to.
     """
-    splits = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
-    key = _digest(f"{_VERSION} {vocabulary_size} {corpus.is_ptb}", splits)
-    folder = destination / f"{corpus.name}-{key[:16]}"
+    size = vocabulary_size if corpus.name == "text" else None
+    parts = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
+    folder = destination / f"{corpus.name}-{_digest(f'{_CORPUS_VERSION} {size}', parts)[:16]}"
     prepared = Prepared(folder / "train", folder / "valid", folder / "test")
     if folder.is_dir():
         try:
@@ -53,73 +160,28 @@ def prepare_corpus(
         except UserError as damaged:
             say(f"{damaged}; preparing it again")
             shutil.rmtree(folder, ignore_errors=True)
-    say(f"preparing {corpus.name}")
-    counts = count_words(corpus.train)
-    vocabulary = choose_vocabulary(counts, None if corpus.is_ptb else vocabulary_size)
+    say(f"preparing {corpus.name} text")
+    options = PrepareOptions(tokenizer="whitespace", malformed="error")
     with new_folder(folder) as staging:
-        for name, paths in splits.items():
-            _write(paths, vocabulary, staging / name)
+        prepare(corpus.train, staging / "train", options.model_copy(update={"vocab_size": size}))
+        held_out = options.model_copy(update={"vocab": str(staging / "train")})
+        prepare(corpus.valid, staging / "valid", held_out)
+        prepare(corpus.test, staging / "test", held_out)
     return prepared
 
 
-def count_words(paths: tuple[Path, ...]) -> Counter[str]:
-    """How often each word of the text is there, `<eos>` once for every line that has words.
-
-    Raises:
-        UserError: the text has no words, cannot be read or is not UTF-8.
-    """
-    counts: Counter[str] = Counter()
-    tokenizer = WhitespaceWords()
-    for _, block in _blocks(paths):
-        counts.update(tokenizer.count(block.data))
-        counts[END_OF_SENTENCE] += sum(1 for line in block.data.split(b"\n") if line.strip())
-    if not counts[END_OF_SENTENCE]:
-        raise UserError(f"{paths[0]} is empty: there is nothing to train on")
-    return counts
+def refuse_existing(destination: Path) -> None:
+    """Raises UserError where there is something at a path, an empty folder aside."""
+    with opening(destination):
+        if destination.is_dir() and not any(destination.iterdir()):
+            return
+        if destination.exists():
+            raise UserError(f"{destination}: there is something already; remove it, or choose another place")
 
 
-def choose_vocabulary(counts: Mapping[str, int], size: int | None) -> Vocabulary:
-    """Words by falling count, then by code point (the order of the literature's reference reader).
-
-    With a `size`, at most so many words, and `<unk>` among them, which counts for all that are left out. Without,
-    exactly the words counted.
-    """
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    if size is None:
-        return Vocabulary(tuple(word for word, _ in ranked))
-    special = {END_OF_SENTENCE: counts.get(END_OF_SENTENCE, 0), UNKNOWN: counts.get(UNKNOWN, 0)}
-    words = [item for item in ranked if item[0] not in special]
-    special[UNKNOWN] += sum(count for _, count in words[size - 2 :])
-    kept = sorted([*words[: size - 2], *special.items()], key=lambda item: (-item[1], item[0]))
-    return Vocabulary(tuple(word for word, _ in kept))
-
-
-def _write(paths: tuple[Path, ...], vocabulary: Vocabulary, destination: Path) -> None:
-    encode = WhitespaceWords().encoder(vocabulary)
-    tokens = 0
-    with DatasetWriter(destination, vocabulary) as writer:
-        for _, block in _blocks(paths):
-            rows = encode(block.data)
-            writer.append(rows.ids, rows.lengths)
-            tokens += len(rows.ids)
-        if not tokens:
-            raise UserError(f"{paths[0]} is empty: there is nothing to measure the model on")
-        writer.commit()
-
-
-def _blocks(paths: tuple[Path, ...]) -> Iterator[tuple[str, Block]]:
-    """Blocks of all files, UTF-8 checked."""
-    before: dict[str, int] = {}
-    for split in plan_splits(paths):
-        for block in read_split(split):
-            check_utf8(block, split.source, before.get(split.source, 0))
-            yield split.source, block
-        before[split.source] = before.get(split.source, 0) + block.first_line + block.lines
-
-
-def _digest(head: str, splits: Mapping[str, tuple[Path, ...]]) -> str:
+def _digest(head: str, parts: Mapping[str, tuple[Path, ...]]) -> str:
     digest = hashlib.sha256(head.encode())
-    for name, paths in splits.items():
+    for name, paths in parts.items():
         for path in paths:
             with opening(path), path.open("rb") as file:
                 digest.update(f" {name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())

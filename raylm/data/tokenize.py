@@ -7,17 +7,16 @@ once; a line becomes one row, ended by `<eos>`, and a line without tokens become
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raylm.data.ptb_words import ptb_words
 from raylm.data.vocabulary import END_OF_SENTENCE, UNKNOWN, Vocabulary
 from raylm.errors import UserError
 
@@ -95,10 +94,8 @@ class WhitespaceWords:
         end = vocabulary.end_of_sentence
 
         def encode(block: bytes) -> Rows:
-            words = [line.split() for line in block.decode().split("\n")]
-            counts = np.fromiter(map(len, words), np.int64, len(words))
-            flat = np.fromiter(map(ids.__getitem__, chain.from_iterable(words)), np.uint32, int(counts.sum()))
-            return _rows(flat, counts, end)
+            words, counts = _words_of_lines(block)
+            return _rows(np.fromiter(map(ids.__getitem__, words), np.uint32, len(words)), counts, end)
 
         return encode
 
@@ -123,9 +120,8 @@ class PtbWords:
 
         def encode(block: bytes) -> Rows:
             memo.forget_when_full()
-            words = [line.split() for line in block.decode().split("\n")]
-            raw_counts = np.fromiter(map(len, words), np.int64, len(words))
-            raw = np.fromiter(map(memo.__getitem__, chain.from_iterable(words)), np.int64, int(raw_counts.sum()))
+            words, raw_counts = _words_of_lines(block)
+            raw = np.fromiter(map(memo.__getitem__, words), np.int64, len(words))
             flat, piece_counts = memo.expand(raw)
             ends = np.concatenate([[0], np.cumsum(piece_counts)])[np.cumsum(raw_counts)]
             return _rows(flat, np.diff(ends, prepend=0), end)
@@ -193,6 +189,18 @@ class Bytes:
 
 
 BYTE_VOCABULARY = (*(f"<0x{byte:02X}>" for byte in range(256)), END_OF_SENTENCE)
+
+
+def _words_of_lines(block: bytes) -> tuple[list[str], NDArray[np.int64]]:
+    """All words of a block, and how many each line has."""
+    words: list[str] = []
+    counts: list[int] = []
+    # No list of lists: tens of thousands of lists alive at once keep the garbage collector busy.
+    for line in block.decode().split("\n"):
+        of_line = line.split()
+        words += of_line
+        counts.append(len(of_line))
+    return words, np.array(counts, np.int64)
 
 
 def _rows(flat: NDArray[np.uint32], counts: NDArray[np.int64], end: int) -> Rows:
@@ -268,39 +276,3 @@ class _PiecesByRawWord(dict[str, int]):
         wanted = counts[places]
         starts = (np.cumsum(counts) - counts)[places] - (np.cumsum(wanted) - wanted)
         return table[np.repeat(starts, wanted) + np.arange(int(wanted.sum()))], wanted
-
-
-_KEPT = frozenset({UNKNOWN, "N", "\\*", "\\*\\*"})
-_ABBREVIATION = re.compile(
-    r"(?:adm|ala|ariz|aug|bros|calif|cie|co|col|colo|conn|corp|cos|dec|del|dr|etc|feb|fla|ga|gen|gov|ill|inc|ind|jan"
-    r"|jr|kan|ky|ltd|mass|md|messrs|mich|minn|mo|mr|mrs|ms|neb|nev|no|nov|oct|okla|ore|pa|prof|r\.i|rep|rev|sen|sens"
-    r"|sept|sr|st|tenn|va|vs|wash|wis)\.|(?:[a-z]+-)?(?:[a-z]\.)+"
-)
-_NUMBER = re.compile(r"[+-]?(?:\d[\d,.:]*|\.\d+)")
-_BETWEEN = re.compile(r"[\"“”„«»()\[\]{}<>;!?…|=~^`‘%]+|(?<!\d)[,:]+|[,:]+(?!\d)|--+|[–—]")
-_CLITIC = re.compile(r"(.+?)(n't|'s|'re|'ve|'ll|'d|'m)")
-
-
-@lru_cache(maxsize=1 << 17)
-def ptb_words(raw: str) -> tuple[str, ...]:
-    """The tokens of one word between blanks: `"Don't` → `do n't`, `5,000.` → `N`, `($3.5` → `$ N`, `--` → none."""
-    if raw in _KEPT:
-        return (raw,)
-    lowered = raw.lower().replace("’", "'")
-    number = _NUMBER.fullmatch(lowered.strip('"“”()[],;:!?%').rstrip(".") or "-")
-    parts = [number.group()] if number else _BETWEEN.split(lowered)
-    return tuple(chain.from_iterable(_ptb_part(part) for part in parts))
-
-
-def _ptb_part(part: str) -> tuple[str, ...]:
-    if part[:1] in {"$", "#"} and len(part) > 1:
-        return (part[0], *_ptb_part(part[1:]))
-    if part.endswith(".") and not _ABBREVIATION.fullmatch(part):
-        part = part.rstrip(".")
-    if part.endswith("'") and part != "'":
-        part = part.rstrip("'") or "'"
-    if _NUMBER.fullmatch(part):
-        return ("N",)
-    if clitic := _CLITIC.fullmatch(part):
-        return (*_ptb_part(clitic[1]), clitic[2])
-    return (part,) if part else ()

@@ -1,0 +1,52 @@
+"""Who does a piece of work for each of many items: this process, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Protocol, TypeVar
+
+from raylm.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Does `work` for every item, and gives the results as they come, in any order.
+
+    Work can be pickled, leaves its traces in files only, and may be done again for an item where it was lost.
+    """
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], /) -> Iterable[Result]: ...
+
+
+def run_here(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """One item after the other, in this process."""
+    return map(work, items)
+
+
+def in_processes(workers: int) -> Runner:
+    """A runner over so many processes of this machine; they start when there is more than one item to share.
+
+    Raises:
+        UserError: (when run) a process died.
+    """
+
+    def run(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        if min(workers, len(items)) <= 1:
+            yield from run_here(work, items)
+            return
+        # Spawned, not forked: Arrow's threads do not survive a fork.
+        pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn"))
+        try:
+            for done in as_completed([pool.submit(work, item) for item in items]):
+                yield done.result()
+        except BrokenProcessPool:
+            raise UserError("a worker process died, perhaps for want of memory; use fewer --workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return run
