@@ -8,8 +8,11 @@ ends with a `UserError` that names the file, the chunk, the bytes, what was expe
 from __future__ import annotations
 
 import hashlib
+import threading
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from raylm.data.manifest import INDEX, MANIFEST, VOCABULARY, Manifest, load_manifest
+from raylm.data.remote import open_storage
 from raylm.data.shard import INDEX_SCHEMA, Chunk, chunk_schema, decode_chunk
-from raylm.data.storage import Storage, open_storage
+from raylm.data.shardcache import ShardCache
+from raylm.data.storage import Storage
 from raylm.data.vocabulary import Vocabulary
 from raylm.data.writer import shard_name
 from raylm.errors import UserError
@@ -59,7 +64,8 @@ class Dataset:
         self.storage = storage
         self._schema = chunk_schema(vocabulary.id_type)
         self._starts: list[int] = index.token_starts.tolist()
-        self._chunks: list[Chunk | None] = [None] * manifest.totals.chunks
+        self._chunks: dict[int, Chunk] = {}
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Dataset({self.storage.place('')!r}, {self.tokens:,} tokens, {self.rows:,} rows)"
@@ -73,7 +79,7 @@ class Dataset:
         """
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens [{start}, {stop}) of {self.tokens}")
-        number = bisect_right(self._starts, start, 0, len(self._chunks)) - 1
+        number = self.locate(start)
         first = self._starts[number]
         if stop <= self._starts[number + 1]:
             return self.chunk(number).tokens[start - first : stop - first]
@@ -90,11 +96,22 @@ class Dataset:
         Raises:
             UserError: it is damaged or cannot be read.
         """
-        return self._chunks[number] or self._touch(number)
+        return self._chunks.get(number) or self._touch(number)
+
+    def fetch(self, numbers: Iterable[int]) -> None:
+        """Touch chunks several at once, where the storage answers several requests sooner than one by one.
+
+        Raises:
+            UserError: one is damaged or cannot be read.
+        """
+        missing = {number for number in numbers if number not in self._chunks}
+        if self.storage.parallel > 1 and len(missing) > 1:
+            with ThreadPoolExecutor(min(self.storage.parallel, len(missing))) as pool:
+                list(pool.map(self.chunk, sorted(missing)))
 
     def locate(self, token: int) -> int:
         """The number of the chunk that holds a place of the token stream."""
-        return bisect_right(self._starts, token, 0, len(self._chunks)) - 1
+        return bisect_right(self._starts, token, 0, len(self._starts) - 1) - 1
 
     def _touch(self, number: int) -> Chunk:
         index = self.index
@@ -112,8 +129,20 @@ class Dataset:
             message = fresh
         chunk = self._decode(number, message)
         self._check_ids(number, chunk)
-        self._chunks[number] = chunk
+        with self._lock:
+            self._chunks[number] = chunk
+            self._forget_the_oldest()
         return chunk
+
+    def _forget_the_oldest(self) -> None:
+        """Let go of chunks past the storage's limit; touched again, they are read and checked again."""
+        limit = self.storage.memory_limit
+        if limit is not None:
+            held = sum(int(self.index.length[number]) for number in self._chunks)
+            while held > limit and len(self._chunks) > 1:
+                oldest = next(iter(self._chunks))
+                held -= int(self.index.length[oldest])
+                del self._chunks[oldest]
 
     def _decode(self, number: int, message: pa.Buffer) -> Chunk:
         tokens, rows = int(self.index.tokens[number]), int(self.index.rows[number])
@@ -151,20 +180,21 @@ class Dataset:
         return f"{place}: chunk {number}, bytes {offset} to {offset + length}"
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """Open the dataset in a folder.
+def open_dataset(path: str | Path, cache: ShardCache | None = None) -> Dataset:
+    """Open the dataset at a path or a URI (`s3://`, `gs://`), whose shards are kept in a cache.
 
     Raises:
         UserError: there is no dataset, it is of a newer version, a file is missing or of another size, or the
             index or the vocabulary is damaged or of another dataset.
     """
-    storage = open_storage(path)
+    storage = open_storage(path, cache)
     place = storage.place(MANIFEST)
     try:
         data = storage.read(MANIFEST)
     except UserError as error:
-        raise UserError(f"{path}: no dataset can be opened here: {error}") from None
+        raise UserError(f"{storage.place('')[:-1]}: no dataset can be opened here: {error}") from None
     manifest = load_manifest(data, place)
+    storage.expect(manifest.files)
     check_sizes(storage, manifest)
     vocabulary = _read_vocabulary(storage, manifest)
     return Dataset(storage, manifest, vocabulary, _read_index(storage, manifest))

@@ -188,6 +188,7 @@ class Sentences:
     def _read_pool(self, epoch: int, number: int) -> Pool:
         shuffled = permutation(self._seed, Purpose.SENTENCE_CHUNKS, epoch, len(self._with_targets))
         chunks = self._with_targets[shuffled][number * self._pool_chunks : (number + 1) * self._pool_chunks]
+        self.dataset.fetch(chunks.tolist())
         members = [self.dataset.chunk(chunk) for chunk in chunks.tolist()]
         first, targets = _pieces(np.concatenate([np.diff(chunk.row_offsets) for chunk in members]), self._widest)
         shuffled = permutation(self._seed, Purpose.SENTENCE_ROWS, epoch, len(first), number)

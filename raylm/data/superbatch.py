@@ -99,6 +99,13 @@ def read_superbatch(
         for array in views:
             array.fill(0)
         views.weights[:, :lanes_here] = np.arange(width) < sizes[:, :, None]
+    if dataset.storage.parallel > 1:
+        begin, end = first_target[0], first_target[0] + sizes.sum(axis=0)
+        dataset.fetch(
+            chunk
+            for first, last in zip(begin.tolist(), end.tolist(), strict=True)
+            for chunk in range(dataset.locate(first), dataset.locate(min(last, dataset.tokens - 1)) + 1)
+        )
     for lane, first, stop in _runs(layout.segment[:, lanes]):
         size = int(sizes[first:stop, lane].sum())
         if not size:
