@@ -40,9 +40,7 @@ class SGD:
 class Adam:
     """Adam with bias correction (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1)."""
 
-    def __init__(
-        self, weights: Mapping[str, tf.Variable], beta1: float, beta2: float, epsilon: float
-    ) -> None:
+    def __init__(self, weights: Mapping[str, tf.Variable], beta1: float, beta2: float, epsilon: float) -> None:
         self.weights = weights
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.slots: Mapping[str, tf.Variable] = {

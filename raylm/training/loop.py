@@ -122,7 +122,7 @@ class _Run:
 
     def _begin(self) -> State:
         """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
-        if self.store.newest() is None:
+        if not self.store.candidates():
             self.state = State(0, self.streams.start(), Ledger(), fresh_carry(self.replicas))
         else:
             path, snapshot = self.store.load_newest(self.record.note)

@@ -210,8 +210,8 @@ class Recorder:
             unigram_nats=self.floors.get("unigram_nats"),
         )
         if self.writes:
-            write_summary(self.run_folder, summary)
             self.emit("end", snapshot.step, snapshot.cursor["position"], status=status, reason=reason)
+            write_summary(self.run_folder, summary)
             self.board.close()
             self.log.close()
         return summary
