@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,19 @@ def test_an_output_that_is_taken_is_refused_and_kept(tmp_path: Path) -> None:
         prepare([path], path / "out", options())
 
 
+@pytest.mark.parametrize("limit", [20, 2_000, 12_000, 40_000])
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(limit: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", some_text(3000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written|cannot write"):
+            prepare([path], tmp_path / "out", options())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [found.name for found in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_inputs_without_a_token_are_refused(tmp_path: Path) -> None:
     for name, text in (("nothing.txt", ""), ("blank.txt", " \n\n")):
         with pytest.raises(UserError, match=f"{name} is empty"):
@@ -284,7 +298,7 @@ def test_a_dataset_is_uploaded_to_a_uri_manifest_last(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "store/bucket").dataset_id == result.dataset_id
     with pytest.raises(UserError, match="there is a dataset already"):
         prepare([path], uri, options())
-    with pytest.raises(UserError, match="ftp://x/y: not a place that can be written"):
+    with pytest.raises(UserError, match=r"ftp://x/y: .*use a path, s3:// or gs://"):
         prepare([path], "ftp://x/y", options())
 
 

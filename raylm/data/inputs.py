@@ -17,10 +17,10 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raylm.data.lines import Block, blocks_of_lines
+from raylm.data.remote import connect, without_secrets
 from raylm.errors import UserError
 
 SPLIT_BYTES = 1 << 26
@@ -42,6 +42,11 @@ class Piece:
     start: int
     stop: int
     bytes: int
+
+    @property
+    def place(self) -> str:
+        """The source, as it may be shown."""
+        return shown(self.source)
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,11 @@ def read_piece(piece: Piece, *, text_column: str = "text") -> Iterator[Block]:
             yield from _parquet_blocks(piece, file, text_column)
         elif piece.format == "text":
             file.seek(max(piece.start - 1, 0))
-            yield from blocks_of_lines(file, piece.source, start=piece.start, stop=piece.stop)
+            yield from blocks_of_lines(file, piece.place, start=piece.start, stop=piece.stop)
         elif piece.format == "gzip":
-            yield from blocks_of_lines(stack.enter_context(gzip.GzipFile(fileobj=file)), piece.source)
+            yield from blocks_of_lines(stack.enter_context(gzip.GzipFile(fileobj=file)), piece.place)
         else:
-            yield from blocks_of_lines(stack.enter_context(pa.CompressedInputStream(file, "zstd")), piece.source)
+            yield from blocks_of_lines(stack.enter_context(pa.CompressedInputStream(file, "zstd")), piece.place)
 
 
 def lines_before(piece: Piece) -> int:
@@ -113,6 +118,7 @@ def lines_before(piece: Piece) -> int:
 @contextmanager
 def opening(source: str | Path) -> Iterator[None]:
     """Turns what can go wrong in reading a source into one clear UserError."""
+    source = shown(source)
     try:
         yield
     except FileNotFoundError:
@@ -127,10 +133,15 @@ def opening(source: str | Path) -> Iterator[None]:
         raise UserError(f"{source} cannot be read: {_first_line(error)}") from None
 
 
+def shown(source: str | Path) -> str:
+    """A source as it may be shown: a URI without its credentials."""
+    return without_secrets(str(source)) if "://" in str(source) else str(source)
+
+
 def _open(source: str) -> IO[bytes] | Any:
     """The source's bytes: a context with read and seek."""
     if "://" in source:
-        filesystem, path = pafs.FileSystem.from_uri(source)
+        filesystem, path = connect(source)
         return filesystem.open_input_file(path)
     return Path(source).open("rb")
 
@@ -159,12 +170,12 @@ def _parquet_blocks(piece: Piece, file: IO[bytes], text_column: str) -> Iterator
     schema = parquet.schema_arrow
     if text_column not in schema.names:
         raise UserError(
-            f"{piece.source} has no column {text_column!r} but {', '.join(schema.names)}: name one with --text-column"
+            f"{piece.place} has no column {text_column!r} but {', '.join(schema.names)}: name one with --text-column"
         )
     kind = schema.field(text_column).type
     if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
         raise UserError(
-            f"{piece.source}: column {text_column!r} holds {kind}, not text; name another with --text-column"
+            f"{piece.place}: column {text_column!r} holds {kind}, not text; name another with --text-column"
         )
     row = 0
     groups = list(range(piece.start, piece.stop))
@@ -175,7 +186,7 @@ def _parquet_blocks(piece: Piece, file: IO[bytes], text_column: str) -> Iterator
         values = [value or b"" for value in column.cast(pa.large_binary()).to_pylist()]
         per_row = np.fromiter((value.count(b"\n") + 1 for value in values), np.int64, len(values))
         numbers = np.repeat(np.arange(row, row + len(values)), per_row)
-        yield Block(piece.source, b"\n".join(values), row, None, len(values), numbers)
+        yield Block(piece.place, b"\n".join(values), row, None, len(values), numbers)
         row += len(values)
 
 

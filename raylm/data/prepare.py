@@ -19,7 +19,7 @@ from raylm.data.caching import new_folder
 from raylm.data.corpora import Corpus
 from raylm.data.dataset import open_dataset
 from raylm.data.encode import Encoded, forget_encoder
-from raylm.data.inputs import opening, plan_splits
+from raylm.data.inputs import opening, plan_splits, shown
 from raylm.data.options import WORDS_VOCABULARY_SIZE, PrepareOptions
 from raylm.data.runners import Runner, run_here
 from raylm.data.stages import Job, Report, encode_splits, find_words, place_rejects, place_shards
@@ -74,11 +74,11 @@ def prepare(
         with TemporaryDirectory(prefix="raylm-prepare-") as temporary:
             result = prepare(inputs, Path(temporary, "dataset"), options, run=run, report=report)
             upload_dataset(Path(temporary, "dataset"), str(output))
-        return replace(result, output=str(output))
+        return replace(result, output=shown(output))
     begin = time.perf_counter()
     splits = plan_splits(inputs, split_bytes=options.split_bytes)
     if not splits:
-        raise UserError(f"{inputs[0] if inputs else 'the list of inputs'} is empty: there is no text to prepare")
+        raise UserError(f"{shown(inputs[0]) if inputs else 'the list of inputs'} is empty: there is no text to prepare")
     refuse_existing(Path(output))
     staging = partial_folder(Path(output))
     try:
@@ -97,7 +97,7 @@ def prepare(
             rejected=sum(part.rejected for part in encoded),
             rejects=rejects,
             provenance={
-                "sources": [str(source) for source in inputs],
+                "sources": [shown(source) for source in inputs],
                 "tokenizer": words.tokenizer,
                 "vocabulary_of": words.given_by,
                 "options": options.model_dump(mode="json", exclude={"vocab"}),

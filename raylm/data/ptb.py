@@ -68,6 +68,10 @@ def is_ptb(paths: Sequence[Path]) -> bool:
     """Whether the files are PTB's train, valid and test, whatever they are called."""
     if len(paths) != len(PTB_SHA256):
         return False
+    for path in paths:
+        with opening(path):
+            if path.stat().st_size > _LARGEST_FILE:
+                return False
     return all(_sha256(path) == expected for path, expected in zip(paths, PTB_SHA256.values(), strict=True))
 
 

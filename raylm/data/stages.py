@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 from raylm.data.counts import Counted, choose_vocabulary, count_split, merge_partition, partitions_for
 from raylm.data.dataset import open_dataset
 from raylm.data.encode import Encoded, Encoding, Reject, encode_split
-from raylm.data.inputs import Split
+from raylm.data.inputs import Split, shown
 from raylm.data.manifest import REJECTS, FileRecord
 from raylm.data.options import WORDS_VOCABULARY_SIZE, PrepareOptions
 from raylm.data.runners import Runner
@@ -73,7 +73,7 @@ def find_words(job: Job) -> Words:
         tokenizer = str(dataset.manifest.provenance.get("tokenizer", options.tokenizer or "whitespace"))
         if options.tokenizer not in {None, tokenizer}:
             raise UserError(
-                f"{options.vocab} was prepared with the tokenizer {tokenizer}, not {options.tokenizer}: "
+                f"{shown(options.vocab)} was prepared with the tokenizer {tokenizer}, not {options.tokenizer}: "
                 "leave --tokenizer out, or name another dataset"
             )
         return Words(tokenizer, dataset.vocabulary, dataset.dataset_id)
@@ -107,7 +107,7 @@ def encode_splits(job: Job, words: Words) -> list[Encoded]:
     encoded = sorted(_reporting(job, "encoding", job.run(encode, job.splits)), key=lambda part: part.index)
     _refuse_rejects(job, encoded)
     if not any(part.tokens for part in encoded):
-        raise UserError(f"{job.splits[0].pieces[0].source} is empty: not one line of it has a token")
+        raise UserError(f"{job.splits[0].pieces[0].place} is empty: not one line of it has a token")
     return encoded
 
 
@@ -185,4 +185,4 @@ def _rejects(job: Job, encoded: Sequence[Encoded]) -> Iterator[tuple[str, int, s
             with (job.work / part.rejects_file).open() as file:
                 for entry in file:
                     reject = Reject(*json.loads(entry))
-                    yield split.pieces[reject.piece].source, starts[reject.piece] + reject.line + 1, reject.reason
+                    yield split.pieces[reject.piece].place, starts[reject.piece] + reject.line + 1, reject.reason
