@@ -120,8 +120,6 @@ class ReportConfig(Section):
     """Words that every sampled text goes on from."""
     sample_words: PositiveInt = 25
     """Words to sample."""
-    train_perplexity_steps: PositiveInt = 1_000
-    """Last updates that the summary's training perplexity is taken over."""
     plain_seconds: PositiveFloat = 10.0
     """Seconds between lines where the output is not a terminal."""
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +26,17 @@ from raylm.observe.tensorboard import TensorBoardLog
 from raylm.training.evaluate import Score, perplexity
 
 _FLOOR_TOKENS = 20_000_000  # enough to know the unigram distribution of any corpus
+
+
+class EpochLoss(NamedTuple):
+    """Summed loss in nats over the tokens that an epoch was trained on so far."""
+
+    epoch: int
+    loss_sum: float
+    tokens: int
+
+    def plus(self, loss_sum: float, tokens: int) -> EpochLoss:
+        return EpochLoss(self.epoch, self.loss_sum + loss_sum, self.tokens + tokens)
 
 
 class Recorder:
@@ -50,7 +60,7 @@ class Recorder:
         self.tokens = 0
         self.resumes = 0
         self.scores: dict[str, Score] = {}
-        self.losses: deque[tuple[int, float, int]] = deque(maxlen=config.report.train_perplexity_steps)
+        self.epoch_loss = EpochLoss(0, 0.0, 0)
         self.rates: list[float | None] = []
         self.floors: dict[str, float] = {}
         self.began = self.interval_began = clock()
@@ -77,7 +87,7 @@ class Recorder:
 
     def resume(self, path: Path, snapshot: Snapshot, cursor: Cursor) -> None:
         """The run goes on from a checkpoint; the accounts in it are taken over."""
-        self.tokens = int(snapshot.extra.get("tokens", 0))
+        self._take_over(snapshot)
         if self.writes:
             self.resumes = 1 + sum(event["kind"] == "resume" for event in read_events(self.run_folder))
             self.emit("resume", snapshot.step, cursor.position, path=str(path))
@@ -86,7 +96,9 @@ class Recorder:
         """One more update was applied."""
         self.tokens += outcome.tokens
         self.interval_tokens += outcome.tokens
-        self.losses.append((outcome.step, outcome.loss * outcome.tokens, outcome.tokens))
+        if outcome.epoch != self.epoch_loss.epoch:
+            self.epoch_loss = EpochLoss(outcome.epoch, 0.0, 0)
+        self.epoch_loss = self.epoch_loss.plus(outcome.loss * outcome.tokens, outcome.tokens)
         step = outcome.step + 1
         if step % self.config.report.log_every and self.compiled:
             return
@@ -129,9 +141,7 @@ class Recorder:
 
     def rollback(self, outcome: Outcome, snapshot: Snapshot, decision: RollBack) -> None:
         """The state is a checkpoint's again, and so are the accounts."""
-        self.tokens = int(snapshot.extra.get("tokens", 0))
-        while self.losses and self.losses[-1][0] >= snapshot.step:
-            self.losses.pop()
+        self._take_over(snapshot)
         self.interval_tokens, self.interval_began = 0, self.clock()
         self.emit(
             "rollback",
@@ -175,7 +185,7 @@ class Recorder:
     def extra(self) -> dict[str, Any]:
         """Accounts that go into a checkpoint beside the state."""
         valid = self.scores.get("valid")
-        return {"tokens": self.tokens} | ({"valid_nats": valid.nats} if valid else {})
+        return {"tokens": self.tokens, "epoch_loss": list(self.epoch_loss)} | ({"valid_nats": valid.nats} if valid else {})
 
     def metrics(self) -> dict[str, float]:
         """Figures for Ray's own records."""
@@ -185,9 +195,13 @@ class Recorder:
 
     @property
     def train_perplexity(self) -> float | None:
-        """Of the last `report.train_perplexity_steps` updates, dropout and all."""
-        tokens = sum(count for _, _, count in self.losses)
-        return perplexity(sum(loss for _, loss, _ in self.losses) / tokens) if tokens else None
+        """Of the epoch that the last update was in, dropout and all; None before the first update."""
+        _, loss_sum, tokens = self.epoch_loss
+        return perplexity(loss_sum / tokens) if tokens else None
+
+    def _take_over(self, snapshot: Snapshot) -> None:
+        self.tokens = int(snapshot.extra.get("tokens", 0))
+        self.epoch_loss = EpochLoss(*snapshot.extra.get("epoch_loss", (0, 0.0, 0)))
 
     def end(self, status: str, reason: str, snapshot: Snapshot) -> Summary:
         """The summary of the run; rank 0 writes it, and the last event."""
