@@ -184,8 +184,8 @@ class Recorder:
 
     def extra(self) -> dict[str, Any]:
         """Accounts that go into a checkpoint beside the state."""
-        valid = self.scores.get("valid")
-        return {"tokens": self.tokens, "epoch_loss": list(self.epoch_loss)} | ({"valid_nats": valid.nats} if valid else {})
+        scores = {f"{split}_nats": score.nats for split, score in self.scores.items()}
+        return {"tokens": self.tokens, "epoch_loss": list(self.epoch_loss), **scores}
 
     def metrics(self) -> dict[str, float]:
         """Figures for Ray's own records."""
