@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -175,10 +176,17 @@ def _gist(error: BaseException | None) -> str:
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Sends what Ray prints in this process to a file; the view keeps the stream that it was given."""
+    """Sends what Ray prints in this process, its C++ parts too, to a file; the view keeps the stream it was given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        yield
+    sys.stderr.flush()
+    errors = os.dup(2)
+    try:
+        with path.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+            os.dup2(log.fileno(), 2)
+            yield
+    finally:
+        os.dup2(errors, 2)
+        os.close(errors)
 
 
 @contextmanager
