@@ -20,8 +20,8 @@ EPOCHS = 2
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """About 3.9 million tokens in 60 chunks."""
-    tokens, lengths = random_rows(300_000, longest=25, vocabulary=10_000)
+    """About 1.9 million tokens in 30 chunks."""
+    tokens, lengths = random_rows(150_000, longest=25, vocabulary=10_000)
     return make_dataset(tmp_path_factory.mktemp("data") / "d", tokens, lengths, 10_000, 1 << 16, 1 << 19)
 
 

@@ -19,17 +19,18 @@ class Source(Protocol):
     """What windows are read from: `Streams`, `Sentences` or `MixedStreams`."""
 
     def read(self, cursor: Cursor) -> tuple[Window, Cursor]: ...
+    def settle(self, cursor: Cursor) -> Cursor: ...
 
 
 class Reader:
     """Windows of a source from a cursor on, up to `ahead` of them read before they are asked for.
 
-    `cursor` is the place after the last window taken. `waited` is the time in seconds that `read` spent waiting.
-    No other thread may use the source meanwhile.
+    `cursor` is the place of the next window, settled past what is left out. `waited` is the time in seconds that
+    `read` spent waiting. No other thread may use the source until the reader is closed.
     """
 
     def __init__(self, source: Source, cursor: Cursor, ahead: int = 64) -> None:
-        self.cursor = cursor
+        self.cursor = source.settle(cursor)
         self.waited = 0.0
         self._source = source
         self._ahead = max(ahead, 1)
@@ -37,7 +38,7 @@ class Reader:
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = self._start(cursor)
+        self._thread = self._start(self.cursor)
 
     def read(self) -> Window:
         """The next window.
@@ -63,8 +64,8 @@ class Reader:
     def seek(self, cursor: Cursor) -> None:
         """Go on from another place; what was read ahead is thrown away."""
         self.close()
-        self.cursor, self._error, self._stopping = cursor, None, False
-        self._thread = self._start(cursor)
+        self.cursor, self._error, self._stopping = self._source.settle(cursor), None, False
+        self._thread = self._start(self.cursor)
 
     def close(self) -> None:
         """End the thread and wait until it has ended; may be called again."""
@@ -96,7 +97,8 @@ class Reader:
                 if self._stopping:
                     return
                 try:
-                    window, cursor = self._source.read(cursor)
+                    window, after = self._source.read(cursor)
+                    cursor = self._source.settle(after)
                 except BaseException as error:
                     with self._changed:
                         self._error = error
