@@ -9,11 +9,18 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from raylm.config import SHORTCUTS, RunConfig
 from raylm.errors import UserError
@@ -49,6 +56,7 @@ def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[st
         base = {**_recipe(name), "recipe": name}
     elif recipe is not None:
         raise UserError(f"--recipe {recipe}: a run that goes on keeps its recipe; leave the option out")
+    _refuse_sections(rest, RunConfig)
     return _parse(RunConfig, _spread(rest, _repeatable(RunConfig)), _merged(base, from_file), program)
 
 
@@ -63,7 +71,14 @@ def _parse(model: type[RunConfig], arguments: list[str], base: Tree, program: st
             cli_exit_on_error=False,
         )
 
-    Options.__doc__ = None
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Without the environment: a shell's $NAME or $SEED is no option of ours."""
+            return (init_settings,)
+
+    Options.__doc__ = "--recipe NAME, then --config FILE (TOML), then the other options, each over the one before."
     try:
         options = CliApp.run(Options, cli_args=arguments, **base)
         return model.model_validate({name: getattr(options, name) for name in model.model_fields})
@@ -125,7 +140,7 @@ def _unknown(name: str, known: Sequence[str], what: str, dashes: str = "") -> st
 def _recipe(name: Any) -> Tree:
     if name not in RECIPES:
         near = difflib.get_close_matches(str(name), RECIPES, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--recipe {name}: there is no such recipe{hint} There are: {', '.join(RECIPES)}")
     return RECIPES[name]
 
@@ -154,6 +169,16 @@ def _take(arguments: list[str], option: str) -> tuple[list[str], str | None]:
     return rest, value
 
 
+def _refuse_sections(arguments: Sequence[str], model: type[BaseModel]) -> None:
+    """Refuses `--model` alone, which the option parser would take for a section in JSON."""
+    firsts = {f"--{key.partition('.')[0]}": key for key, _ in reversed(fields_of(model)) if "." in key}
+    for word in arguments:
+        option = word.partition("=")[0]
+        if option in firsts:
+            example = firsts[option].replace("_", "-")
+            raise UserError(f"{option} is a section: name a field of it, as in --{example}; --help lists them")
+
+
 def _repeatable(model: type[BaseModel]) -> set[str]:
     """The spellings of options that take several values."""
     many = {key for key, field in fields_of(model) if str(field.annotation).startswith("tuple[")}
@@ -164,9 +189,11 @@ def _spread(arguments: list[str], repeatable: set[str]) -> list[str]:
     """`--corpus a b` as `--corpus a --corpus b`, which is how the option parser wants several values."""
     spread: list[str] = []
     current = None
-    for word in arguments:
+    for word, following in pairwise([*arguments, "--"]):
         if word.startswith("--"):
             current = word if word in repeatable else None
+            if current and following.startswith("--"):
+                raise UserError(f"{word}: expected at least one value after it")
             spread += [] if current else [word]
         elif current is not None:
             spread += [current, word]
