@@ -97,6 +97,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     keys = dict(fields_of(model))
     while path and ".".join(path) not in keys:
         path.pop()
+    if not path:
+        return f"{first['loc'][0]} is a section with fields of its own, not {first['input']!r}"
     option = "--" + ".".join(path).replace("_", "-")
     shortcut = SHORTCUTS.get(".".join(path))
     value = first["input"]
