@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raylm.cli.options import fields_of
+from raylm.cli.words import fields_of
 from raylm.config import SHORTCUTS, RunConfig, Section
 
 FIELDS = dict(fields_of(RunConfig))

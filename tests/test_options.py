@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylm.cli.config import toml_lines
-from raylm.cli.options import SYNONYMS, fields_of, parse_run_config
+from raylm.cli.options import SYNONYMS, parse_run_config
+from raylm.cli.words import fields_of
 from raylm.config import SHORTCUTS, RunConfig
 from raylm.errors import UserError
 from raylm.recipes import RECIPES
