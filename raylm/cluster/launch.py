@@ -27,6 +27,7 @@ from raylm.observe.events import EventLog
 from raylm.observe.run_folder import RunRecord
 from raylm.observe.summary import Summary, write_summary
 from raylm.observe.view import View
+from raylm.training.topology import Topology
 
 _POLL_SECONDS = 0.2
 
@@ -56,6 +57,7 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
     with output_to(run_folder / "logs" / "driver.log"), connected(config.cluster.address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         demand = plan(config.cluster, nodes)
+        Topology(0, demand.workers, demand.replicas, config.data.lanes)  # refuses more replicas than lanes
         view.wait(_placing(demand))
         board = Board.remote()  # type: ignore[attr-defined]
         datasets = (record.datasets["train"], record.datasets["valid"], record.datasets["test"])

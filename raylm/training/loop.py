@@ -25,11 +25,12 @@ from raylm.guard.drills import Drill, due, parse_drills
 from raylm.guard.judge import Abort, Ledger, Outcome, Proceed, RollBack, judge
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
-from raylm.training.distribute import Topology, make_strategy
+from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.record import Recorder
 from raylm.training.state import State, capture, fresh_carry, make_replicas, non_finite, restore
 from raylm.training.step import Batch, Control, StepResult, compile_step
+from raylm.training.topology import Topology
 
 OUTCOMES_IN_FLIGHT = 2
 """Steps that are given to the device before the first one's outcome is read; the gate makes reading late safe."""
