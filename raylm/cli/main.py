@@ -20,6 +20,10 @@ COMMANDS: dict[str, dict[str, str]] = {
         "train": "train a language model; --help lists every option",
         "resume": "go on where a run stopped: raylm resume --from-checkpoint PATH",
     },
+    "Prepare data": {
+        "prepare": "turn text into a dataset: raylm prepare FILE... --output FOLDER",
+        "data": "verify, show, sample a dataset, or say what each lane reads where",
+    },
     "Look before": {
         "config": "print the configuration that a recipe, a file and options make",
         "drill": "list the faults that --drill can inject, to see the recovery",

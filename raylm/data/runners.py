@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Protocol, TypeVar
 
 from raylm.errors import UserError
@@ -39,14 +40,25 @@ def in_processes(workers: int) -> Runner:
         if min(workers, len(items)) <= 1:
             yield from run_here(work, items)
             return
+        others = set(active_children())
         # Spawned, not forked: Arrow's threads do not survive a fork.
-        pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn"))
+        context = get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_leave_interrupts)
         try:
             for done in as_completed([pool.submit(work, item) for item in items]):
                 yield done.result()
         except BrokenProcessPool:
-            raise UserError("a worker process died, perhaps for want of memory; use fewer --workers") from None
+            raise UserError("a worker process died, perhaps for want of memory; use fewer --processes") from None
+        except BaseException:
+            for process in set(active_children()) - others:
+                process.terminate()  # nobody waits for what they do
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
     return run
+
+
+def _leave_interrupts() -> None:
+    """An interrupt from the terminal reaches every process; the one that started the others ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
