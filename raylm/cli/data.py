@@ -108,10 +108,8 @@ def _show(arguments: Sequence[str], program: str, about: str) -> int:
         [
             ("dataset_id", dataset.dataset_id),
             ("tokens", f"{dataset.tokens:,}"),
-            (
-                "rows",
-                f"{dataset.rows:,}, of {found.shortest_row} to {found.longest_row:,} tokens, {found.mean_row:.2f} on average",
-            ),
+            ("rows", f"{dataset.rows:,}"),
+            ("tokens in a row", f"{found.shortest_row} to {found.longest_row:,}, on average {found.mean_row:.2f}"),
             ("without target", f"{found.rows_without_target:,} rows"),
             ("vocabulary", f"{len(dataset.vocabulary):,} words, {found.distinct_words:,} of them in the text"),
             ("unknowns", f"{dataset.unknowns:,} ({found.unknown_rate:.2%})"),
