@@ -47,8 +47,13 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
         print(f"raylm: there is no command {command!r}; {hint}", file=sys.stderr)
         sys.exit(2)
-    run = importlib.import_module(f"raylm.cli.{command}").main
-    sys.exit(guarded(run, arguments[1:], f"raylm {command}"))
+    sys.exit(guarded(_run, arguments[1:], f"raylm {command}"))
+
+
+def _run(arguments: Sequence[str], program: str) -> int:
+    """Imports the command's module and runs it."""
+    code: int = importlib.import_module(f"raylm.cli.{program.split()[-1]}").main(arguments, program)
+    return code
 
 
 def guarded(run: Callable[[Sequence[str], str], int], arguments: Sequence[str], program: str) -> int:

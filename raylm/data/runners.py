@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from typing import Protocol, TypeVar
 
@@ -42,10 +44,11 @@ def in_processes(workers: int) -> Runner:
             return
         others = set(active_children())
         # Spawned, not forked: Arrow's threads do not survive a fork.
-        context = get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_leave_interrupts)
+        pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn"))
         try:
-            for done in as_completed([pool.submit(work, item) for item in items]):
+            with _interrupts_ignored():
+                futures = [pool.submit(work, item) for item in items]
+            for done in as_completed(futures):
                 yield done.result()
         except BrokenProcessPool:
             raise UserError("a worker process died, perhaps for want of memory; use fewer --processes") from None
@@ -59,6 +62,14 @@ def in_processes(workers: int) -> Runner:
     return run
 
 
-def _leave_interrupts() -> None:
-    """An interrupt from the terminal reaches every process; the one that started the others ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started meanwhile ignore interrupts too, which a terminal sends to all; who started them ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may choose, and is interrupted
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
