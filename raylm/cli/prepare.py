@@ -74,10 +74,15 @@ def main(arguments: Sequence[str], program: str = "raylm prepare") -> int:
 
 
 def _prepare_here(command: PrepareCommand, progress: ByteProgress) -> PrepareResult:
-    run = in_processes(command.processes or len(os.sched_getaffinity(0)))
+    run = in_processes(command.processes or _cores())
     return prepare(
         command.input, command.output, _options(command), run=run, report=lambda at: progress.tell(*asdict(at).values())
     )
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepare_on_ray(command: PrepareCommand, progress: ByteProgress) -> PrepareResult:
