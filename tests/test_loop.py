@@ -328,7 +328,7 @@ def test_a_fault_and_its_recovery_equal_a_clean_run_that_leaves_out_the_same_win
 ) -> None:
     """Bit for bit: weights, slots, carry and cursor; interruptions in between make no difference."""
     config, clean = tiny(drill=drills), tiny()
-    stops = [None] if len(drills) == 1 else [3, 5, None]
+    stops = [None] if len(drills) == 1 else [6, None]
     summary = call(attempts, config, data, tmp_path / "drilled", stops)[-1].summary
     assert (summary.status, summary.rollbacks >= len(drills)) == ("completed", True)
     assert len(events(tmp_path / "drilled", "incident")) >= len(drills)
