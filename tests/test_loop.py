@@ -1,68 +1,30 @@
-"""The training loop without Ray: what a run leaves behind, faults undone, and ends that do not depend on the way."""
+"""The training loop without Ray: what a run leaves behind, and ends that do not depend on the way there."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
-import socket
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from made_datasets import make_dataset, random_rows
+from tiny_runs import FIGURES, LANES, WINDOW, WORDS, begin_without, end_of, events, make_texts, tiny
 from training_cases import Attempt, attempt, attempt_on_a_full_disk, attempts, mistakes
-from training_runner import Call, Killed, answers, call
+from training_runner import Call, Killed, call
 
-from raylm.checkpoint.snapshot import Snapshot, state_sha256
+from raylm.checkpoint.snapshot import state_sha256
 from raylm.checkpoint.store import CheckpointStore
-from raylm.config import RunConfig
-from raylm.data.cursor import Cursor
 from raylm.data.dataset import open_dataset
 from raylm.observe.events import read_events
 from raylm.observe.summary import read_summary
 
-WORDS, LANES, WINDOW = 30, 5, 6
-FIGURES = ("status", "steps", "tokens", "train_perplexity", "valid_perplexity", "test_perplexity")
-
-
-def tiny(**changes: Any) -> RunConfig:
-    """Two epochs of 12 windows, Adam and dropout; sections are merged: tiny(model={"hidden": 3})."""
-    tree: dict[str, Any] = {
-        "recipe": "tiny",
-        "epochs": 2,
-        "data": {"lanes": LANES, "window": WINDOW},
-        "model": {"layers": 1, "hidden": 8, "dropout": 0.3},
-        "optimizer": {"name": "adam", "clip_norm": 1.0},
-        "schedule": {"kind": "cosine", "learning_rate": 0.02, "warmup_steps": 3},
-        "guard": {"backoff": 1.0},
-        "checkpoint": {"every": 7, "keep_last": 50},
-        "report": {"log_every": 1, "sample_every": 0},
-    }
-    for key, value in changes.items():
-        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
-    return RunConfig.model_validate(tree)
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for seed, (split, rows) in enumerate({"train": 54, "valid": 8, "test": 9}.items()):
-        make_dataset(folder / split, *random_rows(rows, seed, vocabulary=WORDS), WORDS, chunk=64, shard=128)
-    assert windows(folder) == 12
-    return folder
-
-
-def windows(data: Path) -> int:
-    """Windows of an epoch: until the longest lane ends."""
-    targets = open_dataset(data / "train").tokens - 1
-    return math.ceil(math.ceil(targets / LANES) / WINDOW)
+    return make_texts(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -70,31 +32,6 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A run of `tiny()` from its start to its end, with samples."""
     folder = tmp_path_factory.mktemp("unbroken")
     return folder, call(attempt, tiny(report={"sample_every": 10, "sample_words": 4}), data, folder)
-
-
-def end_of(folder: Path) -> Snapshot:
-    """The state in a run's newest checkpoint."""
-    return CheckpointStore(folder / "checkpoints").load_newest(pytest.fail)[1]
-
-
-def digest(folder: Path) -> str:
-    """Of the state in the newest checkpoint but for the guard's ledger, which tells how the run came there."""
-    return state_sha256(replace(end_of(folder), ledger={}))
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [event for event in read_events(folder) if event["kind"] == kind]
-
-
-def begin_without(config: RunConfig, data: Path, folder: Path, begun: Path, left_out: list[tuple[int, int]]) -> None:
-    """A run in `folder` that begins as the run in `begun` did, with windows left out from the start."""
-    first = CheckpointStore(begun / "checkpoints").load(begun / "checkpoints" / "step-00000000")
-    cursor = Cursor.from_json(first.cursor)
-    for pair in left_out:
-        cursor = cursor.leave_out(*pair)
-    dataset = open_dataset(data / "train").dataset_id
-    store = CheckpointStore(folder / "checkpoints")
-    store.save(replace(first, cursor=cursor.to_json()), config=config.model_dump(mode="json"), dataset_id=dataset)
 
 
 # What a run leaves behind
@@ -315,72 +252,7 @@ def test_a_run_killed_from_outside_goes_on_to_the_same_state(
     assert (summary.steps, summary.tokens) == (24, read_summary(unbroken[0]).tokens)
 
 
-# Faults
-
-
-@pytest.mark.parametrize(
-    "drills",
-    [("nan-loss@9",), ("nan-gradient@0", "nan-loss@11", "nan-gradient@11", "nan-loss@20")],
-    ids=["one", "several, at the start and at an epoch's end"],
-)
-def test_a_fault_and_its_recovery_equal_a_clean_run_that_leaves_out_the_same_windows(
-    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt], drills: tuple[str, ...]
-) -> None:
-    """Bit for bit: weights, slots, carry and cursor; interruptions in between make no difference."""
-    config, clean = tiny(drill=drills), tiny()
-    stops = [None] if len(drills) == 1 else [6, None]
-    summary = call(attempts, config, data, tmp_path / "drilled", stops)[-1].summary
-    assert (summary.status, summary.rollbacks >= len(drills)) == ("completed", True)
-    assert len(events(tmp_path / "drilled", "incident")) >= len(drills)
-    skips = [event["skip"] for event in events(tmp_path / "drilled", "rollback") if event.get("skip")]
-    begin_without(clean, data, tmp_path / "clean", unbroken[0], [tuple(skip) for skip in skips])
-    wanted = call(attempt, clean, data, tmp_path / "clean").summary
-    assert digest(tmp_path / "drilled") == digest(tmp_path / "clean")
-    for name in FIGURES:
-        assert getattr(summary, name) == getattr(wanted, name), name
-
-
-def test_a_run_that_only_diverges_ends_with_its_verdict_and_stores_nothing_that_is_not_finite(
-    data: Path, tmp_path: Path
-) -> None:
-    config = tiny(
-        model={"dropout": 0.0},
-        optimizer={"name": "sgd", "clip_norm": None, "loss_scale": "token_mean"},
-        schedule={"kind": "constant", "learning_rate": 3e38, "warmup_steps": 0},
-        guard={"max_rollbacks": 2},
-        checkpoint={"every": 1},
-    )
-    first, again = call(attempts, config, data, tmp_path, [None, None])
-    for summary in (first.summary, again.summary):
-        assert (summary.status, summary.rollbacks) == ("failed", 2)
-        assert "rollbacks" in summary.reason
-        assert "\n" not in summary.reason
-    assert [event["status"] for event in events(tmp_path, "end")] == ["failed", "failed"]
-    assert len(events(tmp_path, "rollback")) == 2  # a new attempt does not give the budget back
-    assert_all_finite(tmp_path)
-
-
-def test_an_update_that_overflows_ends_with_its_verdict_and_is_not_stored(data: Path, tmp_path: Path) -> None:
-    """The gradient is finite, and so is the loss; the weights after it are not."""
-    config = tiny(
-        data={"window": 4 * WINDOW},
-        model={"dropout": 0.0},
-        optimizer={"name": "sgd", "clip_norm": None, "loss_scale": "sequence_sum"},
-        schedule={"kind": "constant", "learning_rate": 3e38, "warmup_steps": 0},
-        guard={"max_rollbacks": 1},
-        checkpoint={"every": 1},
-    )
-    summary = call(attempt, config, data, tmp_path).summary
-    assert summary.status == "failed"
-    assert_all_finite(tmp_path)
-
-
-def assert_all_finite(folder: Path) -> None:
-    store = CheckpointStore(folder / "checkpoints")
-    for info in store.verify_all():
-        snapshot = store.load(info.path)
-        for arrays in (snapshot.weights, snapshot.slots, snapshot.carry):
-            assert all(np.isfinite(array).all() for array in arrays.values()), info.path
+# Windows left out, disks that are full
 
 
 def test_epochs_whose_first_or_last_windows_are_left_out_are_evaluated_all_the_same(
@@ -405,69 +277,3 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     assert told.mistake is None
     assert told.summary.state_sha256 == read_summary(unbroken[0]).state_sha256
     assert list(CheckpointStore(tmp_path / "checkpoints").list()) == []
-
-
-# Replicas and workers
-
-
-def cluster(rank: int, ports: list[int]) -> dict[str, str]:
-    """The environment that MultiWorkerMirroredStrategy reads."""
-    workers = [f"127.0.0.1:{port}" for port in ports]
-    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})}
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def two_workers(config: RunConfig, data: Path, folder: Path, stops: tuple[int | None, int | None]) -> list[Attempt]:
-    ports = free_ports(2)
-    return answers(
-        [
-            Call(attempt, config, data, folder, 1, stop, rank, 2, environment=cluster(rank, ports))
-            for rank, stop in enumerate(stops)
-        ]
-    )
-
-
-def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(data: Path, tmp_path: Path) -> None:
-    """Bit for bit, with dropout, lanes that two do not divide, a fault, and a stop that one worker was asked for."""
-    config = tiny(drill=("nan-loss@9",))
-    one = Call(attempt, config, data, tmp_path / "one", 2)
-    stopped = two_workers(config, data, tmp_path / "two", (None, 10))
-    assert [told.summary.status for told in stopped] == ["interrupted"] * 2
-    assert stopped[0].summary.steps == stopped[1].summary.steps < 24
-    ended = two_workers(config, data, tmp_path / "two", (None, None))
-    wanted = answers([one])[0].summary
-    assert [told.summary.state_sha256 for told in ended] == [wanted.state_sha256] * 2
-    assert [told.summary.status for told in ended] == [wanted.status] * 2 == ["completed"] * 2
-    assert [event["kind"] for event in ended[1].published] == []  # rank 0 alone tells the world
-    assert len(ended[1].reports) == len(ended[0].reports)
-
-
-def test_a_run_goes_on_with_any_number_of_replicas_and_sees_every_target_once(data: Path, tmp_path: Path) -> None:
-    config = tiny(
-        model={"dropout": 0.0}, optimizer={"name": "sgd"}, schedule={"kind": "constant", "learning_rate": 0.5}
-    )
-    alone = Call(attempt, config, data, tmp_path / "alone")
-    for replicas, stop in ((3, 10), (2, None)):
-        summary = call(attempt, config, data, tmp_path / "changing", replicas, stop).summary
-    wanted = answers([alone])[0].summary
-    assert (summary.status, summary.steps, summary.tokens) == (wanted.status, wanted.steps, wanted.tokens)
-    assert end_of(tmp_path / "changing").cursor == end_of(tmp_path / "alone").cursor
-    found, expected = (events(tmp_path / name, "step") for name in ("changing", "alone"))
-    assert [event["position"] for event in found] == list(range(24))
-    for name in ("loss", "gradient_norm"):
-        assert [event[name] for event in found] == pytest.approx([event[name] for event in expected], rel=1e-4)
-    assert [event["tokens"] for event in found] == [event["tokens"] for event in expected]
-
-
-def test_more_replicas_than_lanes_are_refused(data: Path, tmp_path: Path) -> None:
-    mistake = call(attempt, tiny(), data, tmp_path, LANES + 1).mistake
-    assert f"more than the {LANES} lanes" in mistake
-    assert not tmp_path.joinpath("checkpoints").exists()
-    assert os.listdir(tmp_path) == []

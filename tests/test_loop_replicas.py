@@ -1,0 +1,83 @@
+"""The training loop on several replicas and workers: the same end, every target once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from tiny_runs import LANES, end_of, events, make_texts, tiny
+from training_cases import Attempt, attempt
+from training_runner import Call, answers, call
+
+from raylm.config import RunConfig
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_texts(tmp_path_factory.mktemp("data"))
+
+
+def cluster(rank: int, ports: list[int]) -> dict[str, str]:
+    """The environment that MultiWorkerMirroredStrategy reads."""
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})}
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def two_workers(config: RunConfig, data: Path, folder: Path, stops: tuple[int | None, int | None]) -> list[Attempt]:
+    ports = free_ports(2)
+    return answers(
+        [
+            Call(attempt, config, data, folder, 1, stop, rank, 2, environment=cluster(rank, ports))
+            for rank, stop in enumerate(stops)
+        ]
+    )
+
+
+def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(data: Path, tmp_path: Path) -> None:
+    """Bit for bit, with dropout, lanes that two do not divide, a fault, and a stop that one worker was asked for."""
+    config = tiny(drill=("nan-loss@9",))
+    one = Call(attempt, config, data, tmp_path / "one", 2)
+    stopped = two_workers(config, data, tmp_path / "two", (None, 10))
+    assert [told.summary.status for told in stopped] == ["interrupted"] * 2
+    assert stopped[0].summary.steps == stopped[1].summary.steps < 24
+    ended = two_workers(config, data, tmp_path / "two", (None, None))
+    wanted = answers([one])[0].summary
+    assert [told.summary.state_sha256 for told in ended] == [wanted.state_sha256] * 2
+    assert [told.summary.status for told in ended] == [wanted.status] * 2 == ["completed"] * 2
+    assert [event["kind"] for event in ended[1].published] == []  # rank 0 alone tells the world
+    assert len(ended[1].reports) == len(ended[0].reports)
+
+
+def test_a_run_goes_on_with_any_number_of_replicas_and_sees_every_target_once(data: Path, tmp_path: Path) -> None:
+    config = tiny(
+        model={"dropout": 0.0}, optimizer={"name": "sgd"}, schedule={"kind": "constant", "learning_rate": 0.5}
+    )
+    alone = Call(attempt, config, data, tmp_path / "alone")
+    for replicas, stop in ((3, 10), (2, None)):
+        summary = call(attempt, config, data, tmp_path / "changing", replicas, stop).summary
+    wanted = answers([alone])[0].summary
+    assert (summary.status, summary.steps, summary.tokens) == (wanted.status, wanted.steps, wanted.tokens)
+    assert end_of(tmp_path / "changing").cursor == end_of(tmp_path / "alone").cursor
+    found, expected = (events(tmp_path / name, "step") for name in ("changing", "alone"))
+    assert [event["position"] for event in found] == list(range(24))
+    for name in ("loss", "gradient_norm"):
+        assert [event[name] for event in found] == pytest.approx([event[name] for event in expected], rel=1e-4)
+    assert [event["tokens"] for event in found] == [event["tokens"] for event in expected]
+
+
+def test_more_replicas_than_lanes_are_refused(data: Path, tmp_path: Path) -> None:
+    mistake = call(attempt, tiny(), data, tmp_path, LANES + 1).mistake
+    assert f"more than the {LANES} lanes" in mistake
+    assert not tmp_path.joinpath("checkpoints").exists()
+    assert os.listdir(tmp_path) == []
