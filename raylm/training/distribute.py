@@ -7,6 +7,7 @@ Replica r of all (worker rank · replicas + local index) holds the lanes [r·k, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -57,8 +58,9 @@ class Topology:
         return self.replicas * self.lanes_per_replica
 
 
+@cache
 def make_strategy(topology: Topology) -> tf.distribute.Strategy:
-    """The strategy of this process; call it once, before any other TensorFlow operation.
+    """The strategy of this process, always the same one; call it first before any other TensorFlow operation.
 
     One worker: MirroredStrategy over its devices. Several: MultiWorkerMirroredStrategy, its form across processes,
     from the `TF_CONFIG` in the environment.
