@@ -91,7 +91,7 @@ def _main(folder: Path, rank: int, replicas: int, ports: list[str]) -> None:
 
     from raylm.config import RunConfig
     from raylm.data.dataset import open_dataset
-    from raylm.training.distribute import Topology
+    from raylm.training.topology import Topology
     from raylm.training.loop import Datasets, Outside, train
 
     text = folder / f"text-{rank}"

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raylm.data.caching import storing
 from raylm.data.dataset import open_dataset
 from raylm.data.manifest import MANIFEST, load_manifest
 from raylm.data.vocabulary import Vocabulary
-from raylm.data.writer import DatasetWriter, storing
+from raylm.data.writer import DatasetWriter
 from raylm.errors import UserError
 
 WORDS = Vocabulary(("<eos>", "<unk>", *(f"w{number}" for number in range(98))))

@@ -84,10 +84,30 @@ def test_a_missing_list_of_rejects_is_a_fault_but_does_not_stop_training(folder:
 
 
 @pytest.mark.parametrize("name", ["index.arrow", "vocab.arrow", "manifest.json"])
-def test_a_flipped_byte_that_stops_opening_is_told(folder: Path, name: str) -> None:
+def test_a_flipped_byte_that_stops_opening_is_one_fault(folder: Path, name: str) -> None:
     flip(folder / name, 40)
-    with pytest.raises(UserError, match=name):
-        verify_dataset(folder)
+    (fault,) = verify_dataset(folder).faults
+    assert name in fault
+
+
+def test_the_faults_of_several_files_are_listed_though_no_dataset_can_be_opened(folder: Path) -> None:
+    flip(folder / "index.arrow", 40)
+    (folder / "shards/00000.arrow").unlink()
+    with (folder / "shards/00002.arrow").open("ab") as file:
+        file.truncate(100)
+    flip(folder / "shards/00001.arrow", 500)
+    index, missing, flipped, short = verify_dataset(folder).faults
+    assert "00000.arrow: the file is missing" in missing
+    assert "00001.arrow: expected SHA-256" in flipped
+    assert "somewhere in bytes 0 to" in flipped
+    assert "00002.arrow: expected" in short
+    assert "found 100: it is truncated" in short
+    assert "index.arrow: expected SHA-256" in index
+
+
+def test_a_place_without_a_dataset_is_a_mistake_and_no_fault(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no dataset can be opened here"):
+        verify_dataset(tmp_path)
 
 
 def forge(folder: Path, change: dict[str, int], token: int | None = None) -> Dataset:

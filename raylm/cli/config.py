@@ -21,9 +21,13 @@ def main(arguments: Sequence[str], program: str = "raylm config") -> int:
 def toml_lines(tree: Mapping[str, Any]) -> list[str]:
     """A config tree as TOML, which has no null: "none" stands for it."""
     plain = [(key, value) for key, value in tree.items() if not isinstance(value, Mapping)]
-    # JSON's texts, numbers, lists and true/false are TOML's as well.
-    lines = [f"{key} = {json.dumps('none' if value is None else value)}" for key, value in plain]
+    lines = [f"{key} = {_toml('none' if value is None else value)}" for key, value in plain]
     for key, value in tree.items():
         if isinstance(value, Mapping):
             lines += ["", f"[{key}]", *toml_lines(value)]
     return lines
+
+
+def _toml(value: Any) -> str:
+    """JSON's numbers, lists and true/false are TOML's as well; its texts too, but for DEL and for escaped pairs."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

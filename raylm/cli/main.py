@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,6 +49,9 @@ def main() -> None:
 
 def guarded(run: Callable[[Sequence[str], str], int], arguments: Sequence[str], program: str) -> int:
     """The exit code of a command; a user's mistake is one line on standard error, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal has not is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = run(arguments, program)
         sys.stdout.flush()

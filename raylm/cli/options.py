@@ -1,7 +1,8 @@
-"""From a command line to a `RunConfig`: recipe, then TOML file, then options, each over the one before.
+"""From a command line to a `RunConfig` (recipe, then TOML file, then options, each over the one before), or to the
+options of another command.
 
-The options derive from the config's types (pydantic-settings); what is added here are one-line errors that name
-the nearest valid option or key.
+The options derive from the fields' types (pydantic-settings); what is added here are one-line errors that name the
+nearest valid option or key.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
+from raylm.cli.words import Tree, divide, fields_of, merged, options_of, takes_many
 from raylm.config import SHORTCUTS, RunConfig
 from raylm.errors import UserError
 from raylm.recipes import RECIPES
 
-Tree = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
 
 SYNONYMS = {
     "lr": "learning-rate",
@@ -49,28 +58,75 @@ def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[st
         base = {**_recipe(name), "recipe": name}
     elif recipe is not None:
         raise UserError(f"--recipe {recipe}: a run that goes on keeps its recipe; leave the option out")
-    return _parse(RunConfig, _spread(rest, _repeatable(RunConfig)), _merged(base, from_file), program)
+    _refuse_sections(rest, RunConfig)
+    rest, lists, words = divide(rest, RunConfig, SHORTCUTS)
+    about = "--recipe NAME, then --config FILE (TOML), then the other options, each over the one before."
+    try:
+        return _parse(RunConfig, [*rest, *words], merged(merged(base, from_file), lists), program, about, SHORTCUTS)
+    except ValidationError as error:
+        raise UserError(explain(error, RunConfig)) from None
+    except SettingsError as error:
+        known = [*options_of(RunConfig), *SHORTCUTS.values(), "recipe", "config"]
+        raise UserError(_explain_option(str(error), known, SYNONYMS)) from None
 
 
-def _parse(model: type[RunConfig], arguments: list[str], base: Tree, program: str) -> RunConfig:
+def parseoptions_of(model: type[Model], arguments: Sequence[str], *, program: str, about: str) -> Model:
+    """The options of a command. The field marked `CliPositionalArg`, one word or many, takes the words that belong to
+    no option, wherever they stand; it has a default, and whether that will do is for the command to say.
+
+    Ends the process with the help, which begins with `about`, where the line asks for it.
+
+    Raises:
+        UserError: an unknown option or a bad value; names the nearest valid one.
+    """
+    rest, base, words = divide(arguments, model, {})
+    for name, field in model.model_fields.items():
+        if CLI_WORDS in field.metadata and words:
+            many = takes_many(field)
+            base[name] = words if many else words[0]
+            if not many and len(words) > 1:
+                raise UserError(f"{words[1]!r} is a word too many: {name.upper()} is {words[0]!r} already")
+    try:
+        return _parse(model, rest, base, program, about, {})
+    except ValidationError as error:
+        raise UserError(explain(error, model)) from None
+    except SettingsError as error:
+        raise UserError(_explain_option(str(error), options_of(model), {})) from None
+
+
+CLI_WORDS = get_args(CliPositionalArg[str])[1]
+
+
+def _parse(
+    model: type[Model],
+    arguments: list[str],
+    base: Tree,
+    program: str,
+    about: str,
+    shortcuts: Mapping[str, str],
+) -> Model:
     class Options(model, BaseSettings):  # type: ignore[valid-type, misc]
         model_config = SettingsConfigDict(
             cli_prog_name=program,
             cli_kebab_case=True,
-            cli_shortcuts={key.replace("_", "-"): option for key, option in SHORTCUTS.items()},
-            cli_implicit_flags=True,
+            cli_shortcuts={key.replace("_", "-"): option for key, option in shortcuts.items()},
+            cli_implicit_flags="toggle",
+            cli_hide_none_type=True,
             cli_avoid_json=True,
             cli_exit_on_error=False,
         )
 
-    Options.__doc__ = None
-    try:
-        options = CliApp.run(Options, cli_args=arguments, **base)
-        return model.model_validate({name: getattr(options, name) for name in model.model_fields})
-    except ValidationError as error:
-        raise UserError(explain(error, model)) from None
-    except SettingsError as error:
-        raise UserError(_explain_option(str(error), model)) from None
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Without the environment: a shell's $NAME or $SEED is no option of ours."""
+            return (init_settings,)
+
+    Options.__doc__ = about
+    options = CliApp.run(Options, cli_args=arguments, **base)
+    fields = model.model_fields.items()
+    return model.model_validate({field.alias or name: getattr(options, name) for name, field in fields})
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -82,7 +138,11 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     keys = dict(fields_of(model))
     while path and ".".join(path) not in keys:
         path.pop()
+    if not path:
+        return f"{first['loc'][0]} is a section with fields of its own, not {first['input']!r}"
     option = "--" + ".".join(path).replace("_", "-")
+    if first["type"] == "missing":
+        return f"{option} is missing; --help says what it is"
     shortcut = SHORTCUTS.get(".".join(path))
     value = first["input"]
     shown = "none" if value is None else str(value) if not isinstance(value, (dict, list, tuple)) else repr(value)
@@ -90,18 +150,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{option}{f' (--{shortcut})' if shortcut else ''} {shown}: {message.replace('input should', 'should')}"
 
 
-def fields_of(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, field) of every leaf of a config tree."""
-    leaves: list[tuple[str, Any]] = []
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            leaves += fields_of(field.annotation, f"{prefix}{name}.")
-        else:
-            leaves.append((prefix + name, field))
-    return leaves
-
-
-def _explain_option(message: str, model: type[BaseModel]) -> str:
+def _explain_option(message: str, known: Sequence[str], synonyms: Mapping[str, str]) -> str:
     text = message.removeprefix("error parsing CLI: ")
     head, _, unknown = text.partition("unrecognized arguments: ")
     if head or not unknown:
@@ -109,12 +158,13 @@ def _explain_option(message: str, model: type[BaseModel]) -> str:
     word = unknown.split()[0].split("=")[0]
     if not word.startswith("-"):
         return f"{word!r} is no option and belongs to none; options begin with --"
-    known = [key.replace("_", "-") for key, _ in fields_of(model)] + list(SHORTCUTS.values()) + ["recipe", "config"]
-    return _unknown(word.lstrip("-"), known, "option", "--")
+    return _unknown(word.lstrip("-"), known, "option", "--", synonyms)
 
 
-def _unknown(name: str, known: Sequence[str], what: str, dashes: str = "") -> str:
-    near = [SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, known, 1, 0.5)
+def _unknown(
+    name: str, known: Sequence[str], what: str, dashes: str = "", synonyms: Mapping[str, str] = SYNONYMS
+) -> str:
+    near = [synonyms[name]] if name in synonyms else difflib.get_close_matches(name, known, 1, 0.5)
     if not near:  # `dropuot`: compare with the last part of each
         tails = {key.rpartition(".")[2]: key for key in known}
         near = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, 1, 0.5)]
@@ -125,7 +175,7 @@ def _unknown(name: str, known: Sequence[str], what: str, dashes: str = "") -> st
 def _recipe(name: Any) -> Tree:
     if name not in RECIPES:
         near = difflib.get_close_matches(str(name), RECIPES, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--recipe {name}: there is no such recipe{hint} There are: {', '.join(RECIPES)}")
     return RECIPES[name]
 
@@ -154,30 +204,11 @@ def _take(arguments: list[str], option: str) -> tuple[list[str], str | None]:
     return rest, value
 
 
-def _repeatable(model: type[BaseModel]) -> set[str]:
-    """The spellings of options that take several values."""
-    many = {key for key, field in fields_of(model) if str(field.annotation).startswith("tuple[")}
-    return {f"--{key.replace('_', '-')}" for key in many} | {f"--{SHORTCUTS[key]}" for key in many & set(SHORTCUTS)}
-
-
-def _spread(arguments: list[str], repeatable: set[str]) -> list[str]:
-    """`--corpus a b` as `--corpus a --corpus b`, which is how the option parser wants several values."""
-    spread: list[str] = []
-    current = None
+def _refuse_sections(arguments: Sequence[str], model: type[BaseModel]) -> None:
+    """Refuses `--model` alone, which the option parser would take for a section in JSON."""
+    firsts = {f"--{key.partition('.')[0]}": key for key, _ in reversed(fields_of(model)) if "." in key}
     for word in arguments:
-        if word.startswith("--"):
-            current = word if word in repeatable else None
-            spread += [] if current else [word]
-        elif current is not None:
-            spread += [current, word]
-        else:
-            spread.append(word)
-    return spread
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    merged = dict(base)
-    for key, value in over.items():
-        known = merged.get(key)
-        merged[key] = _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
-    return merged
+        option = word.partition("=")[0]
+        if option in firsts:
+            example = firsts[option].replace("_", "-")
+            raise UserError(f"{option} is a section: name a field of it, as in --{example}; --help lists them")

@@ -9,9 +9,10 @@ from typing import Any
 
 from raylm.checkpoint.locate import locate
 from raylm.checkpoint.store import CheckpointStore, step_of
-from raylm.cli.options import fields_of, parse_run_config
+from raylm.cli.options import parse_run_config
 from raylm.cli.running import open_view, run
 from raylm.cli.train import prepare
+from raylm.cli.words import fields_of
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from raylm.observe.run_folder import RunRecord
+from raylm.observe.run_folder import RunRecord, remove_unstarted
 from raylm.observe.summary import Summary
 from raylm.observe.table import print_table, summary_notes, summary_rows
 from raylm.observe.view import View, choose_view
@@ -34,7 +34,8 @@ def run(record: RunRecord, folder: Path, view: View) -> int:
         view.close()
         if stopped.summary is not None:
             print(f"stopped after {stopped.summary.steps:,} updates, saved")
-        print(f"go on with: {again}")
+        remove_unstarted(folder)
+        print(f"go on with: {again}" if folder.exists() else "stopped before the first step")
         return SIGNAL + stopped.number
     except RunFailed as failed:
         view.close()

@@ -15,7 +15,7 @@ from raylm.data.corpora import find_corpus
 from raylm.data.prepare import prepare_corpus
 from raylm.errors import UserError
 from raylm.guard.drills import parse_drills
-from raylm.observe.run_folder import RunRecord, create_run_folder
+from raylm.observe.run_folder import RunRecord, create_run_folder, remove_unstarted
 
 SUMMARY = "Train a language model: by default a small one, for a few minutes, on the Penn Treebank or a sample."
 
@@ -29,7 +29,11 @@ def main(arguments: Sequence[str], program: str = "raylm train") -> int:
     try:
         record = prepare(config, view.note)
         create_run_folder(folder, record)
-        return run(record, folder, view)
+        try:
+            return run(record, folder, view)
+        except UserError:
+            remove_unstarted(folder)
+            raise
     finally:
         view.close()
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from raylm.cluster.backend import TensorFlowConfig
 from raylm.cluster.board import Board
 from raylm.cluster.capacity import Demand, plan
+from raylm.cluster.connection import connected, gist, output_to
 from raylm.cluster.worker import Job, run_worker
 from raylm.config import RunConfig
 from raylm.errors import UserError
@@ -30,6 +27,7 @@ from raylm.observe.events import EventLog
 from raylm.observe.run_folder import RunRecord
 from raylm.observe.summary import Summary, write_summary
 from raylm.observe.view import View
+from raylm.training.topology import Topology
 
 _POLL_SECONDS = 0.2
 
@@ -56,9 +54,10 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
     """
     config = record.config
     view.wait("starting Ray")
-    with _output_to(run_folder / "logs" / "driver.log"), _cluster(config.cluster.address):
+    with output_to(run_folder / "logs" / "driver.log"), connected(config.cluster.address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         demand = plan(config.cluster, nodes)
+        Topology(0, demand.workers, demand.replicas, config.data.lanes)  # refuses more replicas than lanes
         view.wait(_placing(demand))
         board = Board.remote()  # type: ignore[attr-defined]
         datasets = (record.datasets["train"], record.datasets["valid"], record.datasets["test"])
@@ -95,7 +94,7 @@ class _TellOfLosses(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
-            text = f"worker {rank} was lost: {_gist(error)}"
+            text = f"worker {rank} was lost: {gist(error)}"
             self._board.post.remote([{"kind": "note", "text": text}, {"kind": "wait", "what": "starting the workers"}])
 
 
@@ -159,34 +158,12 @@ def _result(fitting: _Fitting, run_folder: Path, steps: int) -> Summary:
         if fitting.stop_signal is not None and summary.status == "interrupted":
             raise Stopped(fitting.stop_signal, summary)
         return summary
-    reason = f"a worker failed: {_gist(fitting.error)}"
+    reason = f"a worker failed: {gist(fitting.error)}"
     write_summary(run_folder, Summary("failed", reason, steps, 0))
     log = EventLog(run_folder)
     log.append("end", steps, None, status="failed", reason=reason)
     log.close()
     raise RunFailed(f"{reason}; the whole story is in {run_folder / 'logs'}") from fitting.error
-
-
-def _gist(error: BaseException | None) -> str:
-    """The line of an error that says most: its last `SomeError: …`, else its first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|WorkerFailed): ", line)]
-    return (named[-1] if named else lines[0]).rpartition("WorkerFailed: ")[2][:300]
-
-
-@contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Sends what Ray prints in this process, its C++ parts too, to a file; the view keeps the stream it was given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stderr.flush()
-    errors = os.dup(2)
-    try:
-        with path.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-            os.dup2(log.fileno(), 2)
-            yield
-    finally:
-        os.dup2(errors, 2)
-        os.close(errors)
 
 
 @contextmanager
@@ -200,28 +177,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Connects to the cluster that is asked for, or starts Ray on this machine for the time being.
-
-    Raises:
-        UserError: there is no cluster at the address, or it wants a token.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
-    except Exception as error:  # Ray raises many kinds for a cluster that is not there
-        raise UserError(
-            f"no Ray cluster could be reached at {address!r} ({_gist(error)}): check --cluster.address and "
-            "$RAY_ADDRESS; a cluster with token authentication also needs RAY_AUTH_MODE=token and its token"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _placing(demand: Demand) -> str:

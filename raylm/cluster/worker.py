@@ -16,6 +16,7 @@ from raylm.cluster.board import Poster
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
+from raylm.training.topology import Topology
 
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
 """Environment of a worker before TensorFlow is imported: no start-up chatter, and no import of Keras (seconds)."""
@@ -55,8 +56,8 @@ def run_worker(job: Job) -> dict[str, Any]:
         if rank == 0:
             poster.publish({"kind": "wait", "what": "importing TensorFlow"})
         os.environ.update(QUIET_TENSORFLOW)
-        from raylm.training.distribute import Topology  # here: importing TensorFlow takes seconds, and the driver
-        from raylm.training.loop import Datasets, Outside, train  # imports this module too
+        from raylm.training.loop import Datasets, Outside, train  # here: the driver imports this module, and has
+        # no use for TensorFlow, whose import takes seconds
 
         outside = Outside(poster.publish, poster.stop_requested, _report)
         topology = Topology(rank, workers, job.replicas, job.config.data.lanes)

@@ -1,4 +1,4 @@
-"""The cache: files that appear whole or not at all."""
+"""Files that appear whole or not at all, in the cache and elsewhere."""
 
 from __future__ import annotations
 
@@ -63,6 +63,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
                     raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def storing(place: Path) -> Iterator[None]:
+    """Turn a failure to write below `place` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise UserError(f"{place}: cannot be written ({reason}); free some space or choose another place") from None
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.feather as feather
 
+from raylm.data.caching import storing
 from raylm.data.inputs import Split, read_piece
 from raylm.data.lines import without_malformed
 from raylm.data.tokenize import tokenizer_named
 from raylm.data.vocabulary import END_OF_SENTENCE, UNKNOWN, Vocabulary
-from raylm.data.writer import storing
 from raylm.errors import UserError
 
 _DISTINCT_AT_ONCE = 1 << 20

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raylm.data.manifest import INDEX, MANIFEST, VOCABULARY, Manifest, load_manifest
+from raylm.data.manifest import INDEX, MANIFEST, VOCABULARY, FileRecord, Manifest, load_manifest
 from raylm.data.remote import open_storage
 from raylm.data.shard import INDEX_SCHEMA, Chunk, chunk_schema, decode_chunk
 from raylm.data.shardcache import ShardCache
@@ -188,31 +188,43 @@ def open_dataset(path: str | Path, cache: ShardCache | None = None) -> Dataset:
             index or the vocabulary is damaged or of another dataset.
     """
     storage = open_storage(path, cache)
-    place = storage.place(MANIFEST)
+    manifest = load_manifest(read_manifest(storage), storage.place(MANIFEST))
+    for name, record in manifest.files.items():
+        check_size(storage, name, record)
+    return dataset_of(storage, manifest)
+
+
+def read_manifest(storage: Storage) -> bytes:
+    """The bytes of the manifest, not looked at. Raises UserError where there is no dataset."""
     try:
-        data = storage.read(MANIFEST)
+        return storage.read(MANIFEST)
     except UserError as error:
         raise UserError(f"{storage.place('')[:-1]}: no dataset can be opened here: {error}") from None
-    manifest = load_manifest(data, place)
+
+
+def dataset_of(storage: Storage, manifest: Manifest) -> Dataset:
+    """The dataset of a manifest; its shards are not looked at before they are read.
+
+    Raises:
+        UserError: the index or the vocabulary is missing, damaged or of another dataset.
+    """
     storage.expect(manifest.files)
-    check_sizes(storage, manifest)
     vocabulary = _read_vocabulary(storage, manifest)
     return Dataset(storage, manifest, vocabulary, _read_index(storage, manifest))
 
 
-def check_sizes(storage: Storage, manifest: Manifest) -> None:
-    """Check that every file that is read has the size that the manifest says.
+def check_size(storage: Storage, name: str, record: FileRecord) -> None:
+    """Check that a file has the size that the manifest says.
 
     Raises:
-        UserError: one is missing, or shorter or longer.
+        UserError: it is missing, or shorter or longer.
     """
-    for name, record in manifest.files.items():
-        found = storage.size(name)
-        if found != record.bytes:
-            raise UserError(
-                f"{storage.place(name)}: expected {record.bytes:,} bytes, found {found:,}: it is "
-                f"{'truncated' if found < record.bytes else 'longer'} or of another dataset; copy it again"
-            )
+    found = storage.size(name)
+    if found != record.bytes:
+        raise UserError(
+            f"{storage.place(name)}: expected {record.bytes:,} bytes, found {found:,}: it is "
+            f"{'truncated' if found < record.bytes else 'longer'} or of another dataset; copy it again"
+        )
 
 
 def _read_vocabulary(storage: Storage, manifest: Manifest) -> Vocabulary:

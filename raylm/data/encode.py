@@ -17,7 +17,8 @@ import numpy as np
 from raylm.data.caching import write_file
 from raylm.data.inputs import Piece, Split, lines_before, read_piece
 from raylm.data.lines import Block, without_malformed
-from raylm.data.rows import ChunkedShards, LongRows, limit_rows
+from raylm.data.packing import ChunkedShards
+from raylm.data.rows import LongRows, limit_rows
 from raylm.data.shard import ShardRecord
 from raylm.data.tokenize import Encoder, Rows, tokenizer_named
 from raylm.data.vocabulary import Vocabulary
@@ -88,7 +89,10 @@ def encode_split(split: Split, *, encoding: Encoding, folder: Path) -> Encoded:
     empty, long = 0, 0
     name = f"{split.index:06d}"
     shards = ChunkedShards(
-        folder, name, vocabulary, chunk_tokens=encoding.chunk_tokens, shard_tokens=encoding.shard_tokens
+        lambda number: folder / _shard_file(name, number),
+        vocabulary,
+        chunk_tokens=encoding.chunk_tokens,
+        shard_tokens=encoding.shard_tokens,
     )
     with shards:
         for number, piece in enumerate(split.pieces):
@@ -109,11 +113,15 @@ def encode_split(split: Split, *, encoding: Encoding, folder: Path) -> Encoded:
                 shards.append(rows.ids, rows.lengths)
                 lines += block.lines
             piece_lines.append(lines)
-        finished = shards.finish()
+        finished = tuple((_shard_file(name, number), record) for number, record in enumerate(shards.finish()))
     rejects_file = f"{name}-rejects.jsonl" if rejects else ""
     if rejects:
         write_file(folder / rejects_file, "".join(json.dumps(reject) + "\n" for reject in rejects).encode())
     return Encoded(split.index, finished, tuple(piece_lines), empty, long, len(rejects), rejects_file)
+
+
+def _shard_file(name: str, number: int) -> str:
+    return f"{name}-{number:04d}.arrow"
 
 
 def _encode_block(

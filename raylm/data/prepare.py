@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from raylm.data.caching import new_folder
+from raylm.data.caching import new_folder, storing
 from raylm.data.corpora import Corpus
 from raylm.data.dataset import open_dataset
 from raylm.data.encode import Encoded, forget_encoder
@@ -24,7 +24,7 @@ from raylm.data.options import WORDS_VOCABULARY_SIZE, PrepareOptions
 from raylm.data.runners import Runner, run_here
 from raylm.data.stages import Job, Report, encode_splits, find_words, place_rejects, place_shards
 from raylm.data.upload import is_uri, refuse_existing_remote, upload_dataset
-from raylm.data.writer import partial_folder, seal, storing
+from raylm.data.writer import partial_folder, refuse_existing, seal
 from raylm.errors import UserError
 
 _CORPUS_VERSION = 2
@@ -168,15 +168,6 @@ def prepare_corpus(
         prepare(corpus.valid, staging / "valid", held_out)
         prepare(corpus.test, staging / "test", held_out)
     return prepared
-
-
-def refuse_existing(destination: Path) -> None:
-    """Raises UserError where there is something at a path, an empty folder aside."""
-    with opening(destination):
-        if destination.is_dir() and not any(destination.iterdir()):
-            return
-        if destination.exists():
-            raise UserError(f"{destination}: there is something already; remove it, or choose another place")
 
 
 def _digest(head: str, parts: Mapping[str, tuple[Path, ...]]) -> str:

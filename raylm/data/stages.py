@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from raylm.data.caching import storing
 from raylm.data.counts import Counted, choose_vocabulary, count_split, merge_partition, partitions_for
 from raylm.data.dataset import open_dataset
 from raylm.data.encode import Encoded, Encoding, Reject, encode_split
@@ -23,7 +24,7 @@ from raylm.data.runners import Runner
 from raylm.data.shard import HashedFile, ShardRecord
 from raylm.data.tokenize import BYTE_VOCABULARY
 from raylm.data.vocabulary import Vocabulary
-from raylm.data.writer import shard_name, storing
+from raylm.data.writer import shard_name
 from raylm.errors import UserError
 
 PerSplit = TypeVar("PerSplit", Counted, Encoded)

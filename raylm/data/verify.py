@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from raylm.data.cursor import Cursor
-from raylm.data.dataset import Dataset, open_dataset
-from raylm.data.manifest import REJECTS, FileRecord
+from raylm.data.dataset import Dataset, check_size, dataset_of, read_manifest
+from raylm.data.manifest import INDEX, MANIFEST, REJECTS, VOCABULARY, FileRecord, load_manifest
 from raylm.data.order import Purpose, draws
+from raylm.data.remote import open_storage
 from raylm.data.storage import Storage
 from raylm.data.streams import Place
 from raylm.data.writer import shard_name
@@ -26,9 +27,12 @@ PIECE = 1 << 23
 
 @dataclass(frozen=True)
 class Verification:
-    """What a full check found: one line for each fault, none where the dataset is whole."""
+    """What a full check found: one line for each fault, none where the dataset is whole.
 
-    dataset_id: str
+    `dataset_id` is None where the manifest cannot tell it.
+    """
+
+    dataset_id: str | None
     files: int
     bytes: int
     faults: tuple[str, ...]
@@ -108,34 +112,44 @@ class Positioned(Protocol):
 def verify_dataset(path: str | Path, say: Callable[[int, int], None] = lambda done, total: None) -> Verification:
     """Read every byte of a dataset: SHA-256 of each file, CRC-32 of each chunk, and its ids against the index.
 
-    `say` is told the bytes done and the bytes in all. Every fault of the shards is listed, not only the first.
+    `say` is told the bytes done and the bytes in all. Every fault is listed, not only the first.
 
     Raises:
-        UserError: the dataset cannot be opened at all: its manifest, index or vocabulary is damaged, a file is
-            missing or of another size.
+        UserError: there is no dataset.
     """
-    dataset = open_dataset(path)
-    records = dict(dataset.manifest.files)
-    if dataset.manifest.rejects is not None:
-        records[REJECTS] = dataset.manifest.rejects
+    storage = open_storage(path)
+    data = read_manifest(storage)
+    try:
+        manifest = load_manifest(data, storage.place(MANIFEST))
+    except UserError as error:
+        return Verification(None, 1, len(data), (str(error),))
+    records = dict(manifest.files)
+    if manifest.rejects is not None:
+        records[REJECTS] = manifest.rejects
+    faults: dict[str, list[str]] = {name: [] for name in records}
+    dataset: Dataset | None = None
+    try:
+        dataset = dataset_of(storage, manifest)
+    except UserError as error:
+        faults[MANIFEST] = [str(error)]
     total, done = sum(record.bytes for record in records.values()), 0
-    faults: list[str] = []
-    bad_chunks = dict(_chunk_faults(dataset))
     for name, record in records.items():
-        digest = hashlib.sha256()
         try:
-            for piece in _pieces(dataset.storage, name, record.bytes):
+            check_size(storage, name, record)
+            digest = hashlib.sha256()
+            for piece in _pieces(storage, name, record.bytes):
                 digest.update(piece)
-                done += len(piece)
-                say(done, total)
+                say(done := done + len(piece), total)
         except UserError as error:
-            faults.append(str(error))
+            faults[name] = [str(error)]
             continue
-        here = [line for chunk, line in bad_chunks.items() if shard_name(int(dataset.index.shard[chunk])) == name]
-        faults += here
-        if digest.hexdigest() != record.sha256 and not here:
-            faults.append(_digest_fault(dataset, name, record, digest.hexdigest()))
-    return Verification(dataset.dataset_id, len(records), total, tuple(faults))
+        faults[name] = list(_chunk_faults(dataset, name)) if dataset else []
+        if digest.hexdigest() != record.sha256 and not faults[name]:
+            faults[name] = [_digest_fault(storage, dataset, name, record, digest.hexdigest())]
+    if faults[INDEX] or faults[VOCABULARY]:
+        faults.pop(MANIFEST, None)  # that no dataset can be made of them is the same fault
+    listed = tuple(line for lines in faults.values() for line in lines)
+    return Verification(manifest.dataset_id, len(records), total, listed)
 
 
 def describe(dataset: Dataset, most_frequent: int = 20) -> Description:
@@ -227,35 +241,39 @@ def _row(dataset: Dataset, number: int) -> Row:
     return Row(number, shard_name(int(dataset.index.shard[chunk])), chunk, text)
 
 
-def _chunk_faults(dataset: Dataset) -> Iterator[tuple[int, str]]:
-    unknown = dataset.vocabulary.unknown
-    for number in range(dataset.manifest.totals.chunks):
+def _chunk_faults(dataset: Dataset, shard: str) -> Iterator[str]:
+    index, unknown = dataset.index, dataset.vocabulary.unknown
+    for number in _chunks_of(dataset, shard):
         try:
             tokens = dataset.chunk(number).tokens
         except UserError as error:
-            yield number, str(error)
+            yield str(error)
             continue
-        index = dataset.index
         unknowns = 0 if unknown is None else int(np.count_nonzero(tokens == unknown))
         found = (int(tokens.min()), int(tokens.max()), unknowns)
         expected = (int(index.min_id[number]), int(index.max_id[number]), int(index.unknowns[number]))
         if found != expected:
-            place = dataset.storage.place(shard_name(int(index.shard[number])))
             yield (
-                number,
-                f"{place}: chunk {number}: expected smallest and largest id and unknowns {expected}, found {found}",
+                f"{dataset.storage.place(shard)}: chunk {number}: expected smallest and largest id and unknowns "
+                f"{expected}, found {found}"
             )
 
 
-def _digest_fault(dataset: Dataset, name: str, record: FileRecord, found: str) -> str:
-    chunks = [n for n in range(len(dataset.index.shard)) if shard_name(int(dataset.index.shard[n])) == name]
+def _chunks_of(dataset: Dataset, shard: str) -> list[int]:
+    shards = dataset.index.shard
+    numbers = [number for number in range(int(shards[-1]) + 1) if shard_name(number) == shard]
+    return [int(chunk) for chunk in np.flatnonzero(np.isin(shards, numbers))]
+
+
+def _digest_fault(storage: Storage, dataset: Dataset | None, name: str, record: FileRecord, found: str) -> str:
+    chunks = _chunks_of(dataset, name) if dataset else []
     where_it_is = f"somewhere in bytes 0 to {record.bytes}"
-    if chunks:
+    if dataset and chunks:
         first = int(dataset.index.offset[chunks[0]])
         last = int(dataset.index.offset[chunks[-1]] + dataset.index.length[chunks[-1]])
         where_it_is = f"outside its chunks, in bytes 0 to {first} or {last} to {record.bytes}"
     return (
-        f"{dataset.storage.place(name)}: expected SHA-256 {record.sha256}, found {found}: damaged {where_it_is}; "
+        f"{storage.place(name)}: expected SHA-256 {record.sha256}, found {found}: damaged {where_it_is}; "
         "copy the file again"
     )
 

@@ -1,9 +1,8 @@
 """Writes a dataset: whole or not at all.
 
-Rows go into chunks, chunks into shards, by their number alone: how the rows are handed over changes no byte.
 All is written in a hidden folder beside the destination, flushed to the disk, and renamed as the last act.
 
-Where many processes prepare one dataset, each writes shards of its own with `ShardWriter`, and one of them
+Where many processes prepare one dataset, each writes shards of its own with `ChunkedShards`, and one of them
 calls `seal` with the records of all.
 """
 
@@ -13,14 +12,14 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 
+from raylm.data.caching import storing
 from raylm.data.manifest import (
     INDEX,
     MANIFEST,
@@ -33,7 +32,8 @@ from raylm.data.manifest import (
     dump_manifest,
     load_manifest,
 )
-from raylm.data.shard import HashedFile, ShardRecord, ShardWriter, index_table
+from raylm.data.packing import ChunkedShards
+from raylm.data.shard import HashedFile, ShardRecord, index_table
 from raylm.data.vocabulary import Vocabulary
 from raylm.errors import UserError
 
@@ -65,18 +65,17 @@ class DatasetWriter:
             )
         self._destination = Path(destination)
         self._vocabulary = vocabulary
-        self._chunk_tokens = chunk_tokens
-        self._shard_tokens = shard_tokens
         self._provenance = dict(provenance or {})
-        self._tokens: list[np.ndarray] = []
-        self._lengths: list[np.ndarray] = []
-        self._pending = 0
-        self._shards: list[ShardRecord] = []
-        self._shard: ShardWriter | None = None
         self._rejects: HashedFile | None = None
         self._rejected = 0
-        _refuse_existing(self._destination)
+        refuse_existing(self._destination)
         self._partial = partial_folder(self._destination)
+        self._shards = ChunkedShards(
+            lambda number: self._partial / shard_name(number),
+            vocabulary,
+            chunk_tokens=chunk_tokens,
+            shard_tokens=shard_tokens,
+        )
 
     def append(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Add rows: their ids concatenated, and the length of each.
@@ -92,11 +91,7 @@ class DatasetWriter:
             return
         if int(tokens.min()) < 0 or int(tokens.max()) >= len(self._vocabulary):
             raise ValueError(f"ids {tokens.min()} to {tokens.max()}: the vocabulary has {len(self._vocabulary)}")
-        self._tokens.append(tokens.astype(self._vocabulary.id_type))
-        self._lengths.append(lengths)
-        self._pending += len(tokens)
-        if self._pending > self._chunk_tokens:
-            self._write_chunks(last=False)
+        self._shards.append(tokens, lengths)
 
     def reject(self, source: str, line: int, reason: str) -> None:
         """Record a line (1-based) of a source that was left out, and why."""
@@ -115,17 +110,14 @@ class DatasetWriter:
         Raises:
             UserError: there is no row, the disk is full, or something else is at the destination by now.
         """
-        self._write_chunks(last=True)
+        shards = self._shards.finish()
         with storing(self._partial):
-            if self._shard is not None:
-                self._shards.append(self._shard.close())
-                self._shard = None
             rejects = self._rejects.seal() if self._rejects else None
         return seal(
             self._partial,
             self._destination,
             self._vocabulary,
-            self._shards,
+            shards,
             rejected=self._rejected,
             rejects=rejects,
             provenance=self._provenance,
@@ -137,37 +129,10 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._shard is not None:
-            self._shard.abandon()
+        self._shards.__exit__(kind, error, trace)
         if self._rejects is not None:
             self._rejects.close()
         shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _write_chunks(self, *, last: bool) -> None:
-        """Write every chunk that no later row can change, and with `last` the rest."""
-        if not self._pending:
-            return
-        tokens, lengths = np.concatenate(self._tokens), np.concatenate(self._lengths)
-        ends = np.cumsum(lengths)
-        row, start = 0, 0
-        while row < len(lengths):
-            stop_row = max(int(np.searchsorted(ends, start + self._chunk_tokens, side="right")), row + 1)
-            if stop_row == len(lengths) and not last:
-                break
-            stop = int(ends[stop_row - 1])
-            self._write_chunk(tokens[start:stop], lengths[row:stop_row])
-            row, start = stop_row, stop
-        self._tokens, self._lengths, self._pending = [tokens[start:]], [lengths[row:]], len(tokens) - start
-
-    def _write_chunk(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        with storing(self._partial):
-            if self._shard is not None and self._shard.tokens + len(tokens) > self._shard_tokens:
-                self._shards.append(self._shard.close())
-                self._shard = None
-            if self._shard is None:
-                path = self._partial / shard_name(len(self._shards))
-                self._shard = ShardWriter(path, self._vocabulary.id_type, self._vocabulary.unknown)
-            self._shard.write(tokens, lengths)
 
 
 def shard_name(number: int) -> str:
@@ -256,7 +221,8 @@ def _write_table(path: Path, table: pa.Table) -> FileRecord:
     return file.seal()
 
 
-def _refuse_existing(destination: Path) -> None:
+def refuse_existing(destination: Path) -> None:
+    """Raises UserError where there is something at a path, an empty folder aside."""
     with storing(destination):
         if destination.is_dir() and not any(destination.iterdir()):
             return
@@ -271,13 +237,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def storing(place: Path) -> Iterator[None]:
-    """Turn a failure to write below `place` into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise UserError(f"{place}: cannot be written ({reason}); free some space or choose another place") from None

@@ -95,7 +95,7 @@ def _parse(text: str) -> Drill:
     step, _, where = rest.partition(":")
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--drill {text}: there is no drill {kind!r}{hint} There are: {', '.join(KINDS)}")
     if not at or not step.isdecimal():
         raise UserError(f"--drill {text}: needs the step to strike at, a whole number, as in {kind}@120")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -50,6 +51,12 @@ def create_run_folder(folder: Path, record: RunRecord) -> None:
             f"{folder} is not empty: choose another --name, or go on with `raylm resume --from-checkpoint {folder}`"
         )
     write_record(folder, record)
+
+
+def remove_unstarted(folder: Path) -> None:
+    """Removes the folder of a run that never began, so that its name is free again."""
+    if not (folder / "checkpoints").exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

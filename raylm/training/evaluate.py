@@ -74,10 +74,12 @@ class Evaluator:
     def sample(self, vocabulary: Vocabulary, prompt: str, words: int, seed: int, step: int) -> str:
         """`words` words drawn after the prompt; a pure function of the weights, the seed and the step.
 
-        `<unk>` is never drawn, so that the text can be read.
+        `<unk>` is never drawn, so that the text can be read; the prompt's unknown words are left out where the
+        vocabulary has no `<unk>`.
         """
         generator = np.random.Generator(np.random.Philox(key=[seed, step]))
-        ids = vocabulary.encode(prompt.lower().split()) or [vocabulary.end_of_sentence]
+        known = [word for word in prompt.lower().split() if vocabulary.unknown is not None or word in vocabulary.ids]
+        ids = vocabulary.encode(known) or [vocabulary.end_of_sentence]
         carry = self.model.zero_carry(1)
         for token in ids[:-1]:
             _, carry = self._next_logits(tf.constant([token]), carry)

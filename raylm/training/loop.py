@@ -25,13 +25,14 @@ from raylm.guard.judge import Outcome
 from raylm.guard.ledger import Ledger
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
-from raylm.training.distribute import Topology, make_strategy
+from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.inject import strike_of, strike_state, struck_batch
 from raylm.training.record import Recorder
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.state import State, capture, fresh_carry, make_replicas, restore
 from raylm.training.step import Batch, Control, StepResult, compile_step
+from raylm.training.topology import Topology
 
 OUTCOMES_IN_FLIGHT = 2
 """Steps that are given to the device before the first one's outcome is read; the gate makes reading late safe."""

@@ -21,7 +21,8 @@ from raylm.guard.ledger import Ledger
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.model.lstm import LayerCarry
 from raylm.optim.optimizers import Optimizer, make_optimizer
-from raylm.training.distribute import Topology, all_reduce_sum
+from raylm.training.distribute import all_reduce_sum
+from raylm.training.topology import Topology
 
 
 @dataclass

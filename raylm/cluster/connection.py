@@ -1,0 +1,77 @@
+"""The way to a Ray cluster: the one that is asked for, or one on this machine for the time being."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import ray
+
+from raylm.errors import UserError
+
+_SECONDS_TO_ANSWER = 5.0
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connects to the cluster that is asked for, or starts Ray on this machine for the time being.
+
+    Raises:
+        UserError: there is no cluster at the address, or it wants a token.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
+    local = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    except Exception as error:  # Ray raises many kinds for a cluster that is not there
+        raise UserError(
+            f"no Ray cluster could be reached at {address!r} ({gist(error)}): check --cluster.address and "
+            "$RAY_ADDRESS; a cluster with token authentication also needs RAY_AUTH_MODE=token and its token"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Finds out in seconds what `ray.init` finds out in ten minutes: that nobody listens."""
+    match = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address)
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), _SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}): check --cluster.address and "
+            "$RAY_ADDRESS, or leave both out to start Ray on this machine"
+        ) from None
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Sends what Ray prints in this process, its C++ parts too, to a file; the view keeps the stream it was given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    errors = os.dup(2)
+    try:
+        with path.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+            os.dup2(log.fileno(), 2)
+            yield
+    finally:
+        os.dup2(errors, 2)
+        os.close(errors)
+
+
+def gist(error: BaseException | None) -> str:
+    """The line of an error that says most: its last `SomeError: …`, else its first, 300 characters of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|WorkerFailed): ", line)]
+    return (named[-1] if named else lines[0]).rpartition("WorkerFailed: ")[2][:300]

@@ -1,0 +1,114 @@
+"""Evaluation is the literature's: batch 1, one carried pass over the whole text; samples are pure functions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from made_datasets import make_dataset, random_rows, words
+
+from raylm.config import ModelConfig
+from raylm.data.dataset import Dataset
+from raylm.data.vocabulary import Vocabulary
+from raylm.model.language_model import LanguageModel
+from raylm.training.evaluate import EVALUATION_WINDOW, Evaluator, Score, perplexity
+
+WORDS = 30
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return Evaluator(LanguageModel(ModelConfig(layers=2, hidden=6, init_scale=0.5, dropout=0.5), WORDS, seed=0))
+
+
+def text(path: Path, rows: int) -> Dataset:
+    return make_dataset(path, *random_rows(rows, vocabulary=WORDS), WORDS, chunk=64, shard=256)
+
+
+@pytest.mark.parametrize("rows", [3, 100, 180])
+def test_the_score_is_one_carried_pass_over_the_whole_text_without_dropout(
+    tmp_path: Path, evaluator: Evaluator, rows: int
+) -> None:
+    """Texts shorter than a window of the evaluation, and longer than several."""
+    dataset = text(tmp_path / "text", rows)
+    ids = dataset.read(0, dataset.tokens)
+    model = evaluator.model
+    column = ids.astype(np.int32)[:, None]
+    loss, _ = model.loss_sum(column[:-1], column[1:], np.ones((len(ids) - 1, 1), np.float32), model.zero_carry(1), None)
+    score = evaluator.score(dataset)
+    assert score.tokens == len(ids) - 1
+    assert score.nats == pytest.approx(float(loss) / (len(ids) - 1), rel=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(score.nats))
+
+
+def test_the_texts_above_are_shorter_than_a_window_and_longer_than_several(tmp_path: Path) -> None:
+    assert text(tmp_path / "a", 3).tokens < EVALUATION_WINDOW
+    assert text(tmp_path / "b", 180).tokens > 3 * EVALUATION_WINDOW
+
+
+def test_a_score_repeats_bit_for_bit_and_changes_nothing(tmp_path: Path, evaluator: Evaluator) -> None:
+    dataset = text(tmp_path / "text", 100)
+    before = [weight.numpy() for weight in evaluator.model.weights.values()]
+    assert evaluator.score(dataset) == evaluator.score(dataset)
+    for weight, value in zip(evaluator.model.weights.values(), before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+
+
+def test_a_model_that_knows_nothing_scores_the_logarithm_of_the_vocabulary(tmp_path: Path) -> None:
+    model = LanguageModel(ModelConfig(layers=1, hidden=2), WORDS, seed=0)
+    for weight in model.weights.values():
+        weight.assign(tf.zeros_like(weight))
+    assert Evaluator(model).score(text(tmp_path / "text", 20)).perplexity == pytest.approx(WORDS, rel=1e-5)
+
+
+def test_perplexity_overflows_to_infinity_and_keeps_nan() -> None:
+    assert perplexity(0.0) == 1
+    assert perplexity(699.0) < math.inf
+    assert perplexity(1e6) == perplexity(math.inf) == math.inf
+    assert math.isnan(perplexity(math.nan))
+    assert Score(math.log(82.0), 5).perplexity == pytest.approx(82.0)
+
+
+def test_a_sample_is_a_pure_function_of_weights_seed_and_step(evaluator: Evaluator) -> None:
+    vocabulary = words(WORDS)
+    samples = [evaluator.sample(vocabulary, "w3 w4", 40, seed, step) for seed, step in ((1, 5), (1, 5), (2, 5), (1, 6))]
+    assert samples[0] == samples[1]
+    assert len(set(samples)) == 3
+    assert [len(sample.split()) for sample in samples] == [40] * 4
+
+
+def test_a_sample_goes_on_from_its_prompt() -> None:
+    """A model whose next word depends on the last one alone, strongly."""
+    model = LanguageModel(ModelConfig(layers=1, hidden=WORDS), WORDS, seed=0)
+    for weight in model.weights.values():
+        weight.assign(tf.zeros_like(weight))
+    kernel = np.zeros((WORDS, 4 * WORDS), np.float32)
+    successor = np.roll(np.eye(WORDS, dtype=np.float32), 1, axis=1)  # word n is followed by word n + 1
+    kernel[:, 3 * WORDS :] = 100 * successor
+    model.weights["lstm0/kernel"].assign(kernel)
+    model.weights["lstm0/bias"].assign(np.repeat(np.float32([100, -100, 100, 0]), WORDS))
+    model.weights["embedding"].assign(np.eye(WORDS, dtype=np.float32))
+    model.weights["softmax"].assign(100 * np.eye(WORDS, dtype=np.float32))
+    sample = Evaluator(model).sample(words(WORDS), "W9 w5", 4, seed=0, step=0)
+    assert sample == "w6 w7 w8 w9"
+
+
+def test_a_sample_never_says_unk_and_draws_every_other_word() -> None:
+    model = LanguageModel(ModelConfig(layers=1, hidden=2, init_scale=1e-3), 5, seed=0)
+    drawn = set(Evaluator(model).sample(words(5), "w2", 300, seed=0, step=0).split())
+    assert drawn == {"<eos>", "w2", "w3", "w4"}
+
+
+def test_words_of_the_prompt_that_are_unknown_and_empty_prompts_are_no_error(evaluator: Evaluator) -> None:
+    for prompt in ("", "  ", "never heard of"):
+        assert len(evaluator.sample(words(WORDS), prompt, 3, seed=0, step=0).split()) == 3
+
+
+def test_the_prompt_s_unknown_words_are_left_out_where_there_is_no_unk(evaluator: Evaluator) -> None:
+    vocabulary = Vocabulary(("<eos>", *(f"w{number}" for number in range(1, WORDS))))
+    samples = [evaluator.sample(vocabulary, prompt, 9, seed=0, step=0) for prompt in ("the company said w7", "w7")]
+    assert samples[0] == samples[1]
+    assert len(evaluator.sample(vocabulary, "the company said", 3, seed=0, step=0).split()) == 3
