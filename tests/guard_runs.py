@@ -1,13 +1,14 @@
 """Runs the real training loop on a tiny model, without Ray: the runs of one topology share a process a worker.
 
-As a program: `python guard_runs.py RANK REPLICAS PORT...`, a JSON list of [name, config] on standard input; each run's
-summary comes back as one JSON line. One port: one worker.
+As a program: `python guard_runs.py FOLDER RANK REPLICAS PORT...`, {"runs": [[name, config]…]} on standard input; each
+run's summary comes back as one JSON line. One port: one worker.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 TINY: dict[str, Any] = {
     "steps": 12,
     "epochs": 10,
-    "data": {"lanes": 4, "window": 5},
+    "data": {"lanes": 8, "window": 5},
     "model": {"layers": 2, "hidden": 8},
     "optimizer": {"name": "adam", "clip_norm": 1.0},
     "schedule": {"kind": "constant", "learning_rate": 0.01},
@@ -40,12 +41,20 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def run_all(
-    folder: Path, configs: Mapping[str, Mapping[str, Any]], replicas: int = 1, workers: int = 1, timeout: float = 250
+    folder: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    replicas: int = 1,
+    workers: int = 1,
+    kill_at_rollback: int = 0,
+    timeout: float = 280,
 ) -> dict[str, dict[str, Any]]:
-    """Each run's summary by name; their folders are folder / name."""
+    """Each run's summary by name; their folders are folder / name.
+
+    kill_at_rollback: the rollback in which rank 0 dies by SIGKILL; then there are no summaries.
+    """
     ports = [str(_free_port()) for _ in range(workers)]
     command = [sys.executable, __file__, str(folder)]
-    jobs = json.dumps(list(configs.items()))
+    jobs = json.dumps({"runs": list(configs.items()), "kill_at_rollback": kill_at_rollback})
     processes = [
         subprocess.Popen(
             [*command, str(rank), str(replicas), *ports],
@@ -67,6 +76,9 @@ def run_all(
         for process in processes:
             process.kill()
             process.wait()
+    if kill_at_rollback:
+        assert processes[0].returncode == -signal.SIGKILL, outputs[0][1][-3000:]
+        return {}
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors[-3000:]
     summaries = [[json.loads(line) for line in output.splitlines()] for output, _ in outputs]
@@ -91,8 +103,8 @@ def _main(folder: Path, rank: int, replicas: int, ports: list[str]) -> None:
 
     from raylm.config import RunConfig
     from raylm.data.dataset import open_dataset
-    from raylm.training.topology import Topology
     from raylm.training.loop import Datasets, Outside, train
+    from raylm.training.topology import Topology
 
     text = folder / f"text-{rank}"
     if text.exists():
@@ -100,8 +112,14 @@ def _main(folder: Path, rank: int, replicas: int, ports: list[str]) -> None:
     else:
         tokens, lengths = random_rows(120, vocabulary=VOCABULARY)
         dataset = make_dataset(text, tokens, lengths, VOCABULARY)
-    outside = Outside(lambda _: None, lambda: False, lambda _, __: None)
-    for name, fields in json.load(sys.stdin):
+    jobs = json.load(sys.stdin)
+
+    def publish(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "rollback" and event["rollbacks"] == jobs["kill_at_rollback"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    outside = Outside(publish, lambda: False, lambda _, __: None)
+    for name, fields in jobs["runs"]:
         settings = RunConfig.model_validate(fields)
         run_folder = folder / name
         topology = Topology(rank, len(ports), replicas, settings.data.lanes)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylm.config import GuardConfig
@@ -104,6 +104,7 @@ def test_incidents_far_apart_spend_the_budget_of_the_run() -> None:
     assert "6 rollbacks in a run (guard.max_rollbacks)" in verdict.reason
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.sets(st.integers(0, 80), max_size=4), st.sets(st.integers(0, 80), max_size=4))
 def test_exactly_the_windows_that_fail_each_time_are_left_out_where_they_are_far_apart(
     faulty: set[int], once: set[int]
