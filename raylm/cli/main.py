@@ -20,6 +20,10 @@ COMMANDS: dict[str, dict[str, str]] = {
         "train": "train a language model; --help lists every option",
         "resume": "go on where a run stopped: raylm resume --from-checkpoint PATH",
     },
+    "Prepare data": {
+        "prepare": "turn text into a dataset: raylm prepare FILE... --output FOLDER",
+        "data": "verify, show, sample a dataset, or say what each lane reads where",
+    },
     "Look before": {
         "config": "print the configuration that a recipe, a file and options make",
         "drill": "list the faults that --drill can inject, to see the recovery",
@@ -43,8 +47,13 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
         print(f"raylm: there is no command {command!r}; {hint}", file=sys.stderr)
         sys.exit(2)
-    run = importlib.import_module(f"raylm.cli.{command}").main
-    sys.exit(guarded(run, arguments[1:], f"raylm {command}"))
+    sys.exit(guarded(_run, arguments[1:], f"raylm {command}"))
+
+
+def _run(arguments: Sequence[str], program: str) -> int:
+    """Imports the command's module and runs it."""
+    code: int = importlib.import_module(f"raylm.cli.{program.split()[-1]}").main(arguments, program)
+    return code
 
 
 def guarded(run: Callable[[Sequence[str], str], int], arguments: Sequence[str], program: str) -> int:

@@ -70,7 +70,7 @@ def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[st
         raise UserError(_explain_option(str(error), known, SYNONYMS)) from None
 
 
-def parseoptions_of(model: type[Model], arguments: Sequence[str], *, program: str, about: str) -> Model:
+def parse_options(model: type[Model], arguments: Sequence[str], *, program: str, about: str) -> Model:
     """The options of a command. The field marked `CliPositionalArg`, one word or many, takes the words that belong to
     no option, wherever they stand; it has a default, and whether that will do is for the command to say.
 

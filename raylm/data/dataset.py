@@ -199,7 +199,7 @@ def read_manifest(storage: Storage) -> bytes:
     try:
         return storage.read(MANIFEST)
     except UserError as error:
-        raise UserError(f"{storage.place('')[:-1]}: no dataset can be opened here: {error}") from None
+        raise UserError(f"{storage.place('').rstrip('/')}: no dataset can be opened here: {error}") from None
 
 
 def dataset_of(storage: Storage, manifest: Manifest) -> Dataset:

@@ -104,7 +104,7 @@ def prepare(
             },
         )
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         forget_encoder()
     return _result(dataset_id, str(output), len(words.vocabulary), encoded, time.perf_counter() - begin)
 
@@ -126,6 +126,15 @@ def _result(dataset_id: str, output: str, words: int, encoded: Sequence[Encoded]
         seconds=seconds,
         tokens_per_second=tokens / seconds,
     )
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, also where a worker that is being ended still writes into it."""
+    for pause in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0):
+        time.sleep(pause)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 @dataclass(frozen=True)

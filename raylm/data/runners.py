@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from typing import Protocol, TypeVar
 
 from raylm.errors import UserError
@@ -39,14 +42,34 @@ def in_processes(workers: int) -> Runner:
         if min(workers, len(items)) <= 1:
             yield from run_here(work, items)
             return
+        others = set(active_children())
         # Spawned, not forked: Arrow's threads do not survive a fork.
         pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=get_context("spawn"))
         try:
-            for done in as_completed([pool.submit(work, item) for item in items]):
+            with _interrupts_ignored():
+                futures = [pool.submit(work, item) for item in items]
+            for done in as_completed(futures):
                 yield done.result()
         except BrokenProcessPool:
-            raise UserError("a worker process died, perhaps for want of memory; use fewer --workers") from None
+            raise UserError("a worker process died, perhaps for want of memory; use fewer --processes") from None
+        except BaseException:
+            for process in set(active_children()) - others:
+                process.terminate()  # nobody waits for what they do
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
     return run
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started meanwhile ignore interrupts too, which a terminal sends to all; who started them ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may choose, and is interrupted
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
