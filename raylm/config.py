@@ -141,6 +141,8 @@ class GuardConfig(Section):
     """A loss this far above ln V, in nats, is a spike: the model is worse than guessing."""
     spike_deviations: PositiveFloat = 10.0
     """A loss this many robust deviations above the median of the last sound ones is a spike."""
+    probe_seconds: PositiveFloat = 60.0
+    """Time to find out why a step fails that failed twice; `raylm replay` goes on later without a limit."""
     leave_out: tuple[Annotated[str, AfterValidator(_is_range)], ...] = ()
     """Windows to leave out from the start, FIRST:LAST each, LAST not included: what a rollback did to another run."""
     slow_down: tuple[Annotated[str, AfterValidator(_is_slow_down)], ...] = ()

@@ -47,10 +47,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Proceed:
-    """The step was sound. `closed` is the incident that is over with it."""
+    """The step was sound. `transient` is the incident whose place was computed again with it, and was sound."""
 
     memory: Memory
-    closed: Incident | None = None
+    transient: Incident | None = None
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,10 @@ def _proceed(outcome: Outcome, memory: Memory) -> Proceed:
     incident = memory.incident
     if incident is None or outcome.position < incident.position:
         return Proceed(replace(memory, losses=losses))
-    if outcome.position >= incident.over_at:
-        return Proceed(replace(memory, losses=losses, incident=None), closed=incident)
-    if incident.replaying:  # sound now, but windows were left out nearby: the incident stays open
-        incident = replace(incident, replaying=False)
-    return Proceed(replace(memory, losses=losses, incident=incident))
+    transient = incident if incident.replaying else None
+    # Where windows were left out nearby, the incident stays open.
+    after = None if outcome.position >= incident.over_at else replace(incident, replaying=False)
+    return Proceed(replace(memory, losses=losses, incident=after), transient)
 
 
 def _fault(outcome: Outcome, memory: Memory, policy: GuardConfig, uniform_nats: float) -> tuple[str, str] | None:

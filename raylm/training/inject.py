@@ -40,10 +40,14 @@ def strike_of(drill: Drill | None) -> Strike:
     return Strike(tf.constant(_CODES[drill.site]), tf.constant(drill.value), tf.constant(replica), tf.constant(lane))
 
 
-def touch_of(strike: Strike, replica: Tensor, first_lane: Tensor, lanes: int) -> Touch:
-    """The touch of the forward pass on a replica that holds `lanes` lanes from `first_lane` on."""
+def touch_of(strike: Strike, replica: Tensor, first_lane: Tensor, weights_BT: Tensor) -> Touch:
+    """The touch of the forward pass on a replica that holds the lanes from `first_lane` on; a lane without targets is
+    never struck."""
+    lanes = weights_BT.shape[0]
     local = tf.where(strike.lane < 0, 0, strike.lane - first_lane)
-    here = ((strike.replica < 0) | (strike.replica == replica)) & (local >= 0) & (local < lanes)
+    reads = tf.reduce_any(weights_BT > 0, axis=1)
+    struck_B = (tf.range(lanes) == local) & reads
+    here = (strike.replica < 0) | (strike.replica == replica)
 
     def touch(name: str, tensor: Tensor) -> Tensor:
         site = _TENSORS.get(name)
@@ -52,9 +56,9 @@ def touch_of(strike: Strike, replica: Tensor, first_lane: Tensor, lanes: int) ->
         if name == "loss":
             mask = tf.constant(True)
         elif name == "logits":  # rows stand time step by time step
-            mask = (tf.range(tf.shape(tensor)[0]) % lanes == local)[:, None]
+            mask = tf.tile(struck_B, [tf.shape(tensor)[0] // lanes])[:, None]
         else:
-            mask = (tf.range(lanes) == local)[None, :, None]
+            mask = struck_B[None, :, None]
         return tf.where(here & (strike.site == _CODES[site]) & mask, strike.value, tensor)
 
     return touch

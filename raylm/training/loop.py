@@ -10,7 +10,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from raylm.optim.schedules import learning_rate
 from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.inject import strike_of, strike_state, struck_batch
+from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.state import State, capture, fresh_carry, make_replicas, restore
@@ -85,6 +86,7 @@ class _Sent:
     step: int
     window: Window
     learning_rate: float
+    drill: Drill | None
     result: StepResult
 
 
@@ -97,16 +99,7 @@ class _Run:
         self.config, self.datasets, self.topology, self.outside = config, datasets, topology, outside
         self.run_folder = run_folder
         self.drills = parse_drills(config.drill)
-        self.streams = Streams(
-            datasets.train,
-            lanes=config.data.lanes,
-            window=config.data.window,
-            seed=config.seed,
-            order=config.data.order,
-            first_lane=topology.first_lane,
-            stop_lane=topology.stop_lane,
-            pad_lanes_to=topology.padded_lanes,
-        )
+        self.streams = _open_streams(config, datasets.train, topology)
         self.total_steps = config.steps or sum(map(self.streams.windows_per_epoch, range(config.epochs)))
         self.store = CheckpointStore(run_folder / "checkpoints")
         self.record = Recorder(config, run_folder, topology.rank, outside.publish)
@@ -117,7 +110,12 @@ class _Run:
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
         self.step = compile_step(self.replicas, config)
         self.evaluator = Evaluator(self.replicas.model)
-        self.recovery = Recovery(config, self.replicas, self.streams, self.record, self.store, run_folder)
+        whole = replace(topology, rank=0, workers=1, replicas=topology.workers * topology.replicas)
+        all_lanes = _open_streams(config, datasets.train, whole)
+        investigation = Investigation(config, whole, all_lanes, self.record, run_folder, self.total_steps)
+        self.recovery = Recovery(
+            config, self.replicas, self.streams, investigation, self.record, self.store, run_folder
+        )
         self.state = self._begin()
 
     def _begin(self) -> State:
@@ -182,7 +180,7 @@ class _Run:
         )
         batch = Batch(*map(tf.constant, (inputs, window.targets, weights, window.reset_lanes)))
         result, state.carry = self.step(batch, state.carry, control)
-        self.sent.append(_Sent(state.step, window, rate, result))
+        self.sent.append(_Sent(state.step, window, rate, drill, result))
         state.step, state.cursor = state.step + 1, self.streams.settle(cursor)
 
     def _strike(self, drill: Drill) -> None:
@@ -218,7 +216,7 @@ class _Run:
                 learning_rate=sent.learning_rate,
                 not_finite=self.recovery.health(self.state.carry) if look else "",
             )
-            back = self.recovery.after_step(outcome, self.state, self.total_steps)
+            back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)
             if back is not None:
                 self.sent.clear()
                 self.state = back
@@ -301,3 +299,16 @@ class _Run:
         """The summary; rank 0 writes it. A collective: the state's digest is over every lane's carry."""
         snapshot = capture(self.replicas, self.state, self.config.seed, {})
         return self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)
+
+
+def _open_streams(config: RunConfig, dataset: Dataset, topology: Topology) -> Streams:
+    return Streams(
+        dataset,
+        lanes=config.data.lanes,
+        window=config.data.window,
+        seed=config.seed,
+        order=config.data.order,
+        first_lane=topology.first_lane,
+        stop_lane=topology.stop_lane,
+        pad_lanes_to=topology.padded_lanes,
+    )

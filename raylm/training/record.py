@@ -19,6 +19,7 @@ from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.data.dataset import Dataset
+from raylm.guard.diagnosis import Verdict
 from raylm.guard.judge import Outcome, RollBack
 from raylm.observe.events import EventLog, read_events
 from raylm.observe.summary import Summary, steady_rate, write_summary
@@ -138,6 +139,10 @@ class Recorder:
             gradient_norm=outcome.norm,
             epoch=outcome.epoch,
         )
+
+    def verdict(self, step: int, position: int, verdict: Verdict, folder: Path) -> None:
+        """What an incident was found to be."""
+        self.emit("verdict", step, position, verdict=verdict.name, text=verdict.line, folder=str(folder))
 
     def rollback(
         self, outcome: Outcome, to_step: int, accounts: Mapping[str, Any], decision: RollBack, factor: float

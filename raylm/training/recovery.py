@@ -14,12 +14,14 @@ from typing import Any
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
 from raylm.data.streams import Streams
+from raylm.guard.drills import Drill
 from raylm.guard.judge import Abort, Outcome, Proceed, RollBack, judge
 from raylm.guard.ledger import configured
 from raylm.guard.memory import Memory, read_journal, write_journal
 from raylm.guard.ring import Ring
+from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
-from raylm.training.state import HostState, Replicas, State, keep, make_health_check, put_back
+from raylm.training.state import HostState, Replicas, State, capture, keep, make_health_check, put_back
 
 
 class Diverged(Exception):  # noqa: N818 - an end of the run, not a fault of the program
@@ -34,11 +36,13 @@ class Recovery:
         config: RunConfig,
         replicas: Replicas,
         streams: Streams,
+        investigation: Investigation,
         record: Recorder,
         store: CheckpointStore,
         run_folder: Path,
     ) -> None:
-        self.policy, self.replicas, self.streams = config.guard, replicas, streams
+        self.config, self.policy, self.replicas, self.streams = config, config.guard, replicas, streams
+        self.investigation = investigation
         self.record, self.store, self.run_folder = record, store, run_folder
         self.uniform_nats = math.log(replicas.model.vocabulary)
         self.memory = Memory()
@@ -87,36 +91,45 @@ class Recovery:
         """What the slow-downs make of the learning rate at a window."""
         return state.ledger.rate_factor(position, self.policy.recovery)
 
-    def after_step(self, outcome: Outcome, state: State, total_steps: int) -> State | None:
-        """Judges a step: None to go on, or the state to go on from after a rollback.
+    def after_step(self, outcome: Outcome, state: State, total_steps: int, drill: Drill | None) -> State | None:
+        """Judges a step, which `drill` struck: None to go on, or the state to go on from after a rollback.
 
         Raises:
             Diverged: the budget is spent.
         """
         decision = judge(outcome, state.ledger, self.memory, self.policy, self.ring.positions, self.uniform_nats)
         match decision:
-            case Proceed(memory):
+            case Proceed(memory, was_transient):
                 self.memory = memory
+                if was_transient is not None and self.record.writes:
+                    self.investigation.transient(was_transient)
                 self.record.step(outcome, total_steps)
                 return None
             case RollBack():
-                return self._roll_back(outcome, state, decision)
+                return self._roll_back(outcome, state, decision, drill)
             case Abort(reason):
                 self.record.incident(outcome, reason)
                 raise Diverged(reason)
 
-    def _roll_back(self, outcome: Outcome, state: State, decision: RollBack) -> State:
+    def _roll_back(self, outcome: Outcome, state: State, decision: RollBack, drill: Drill | None) -> State:
         """Back to a snapshot, in this process. The journal comes first: a kill from here on gives no budget back."""
         self.record.incident(outcome, decision.reason)
+        before = self.memory.incident
         if self.record.writes:
             write_journal(self.run_folder, decision.ledger, decision.memory)
+        if decision.left_out is not None and before is not None and self.record.writes:
+            self.investigation.failed_again(before)
         kept = self.ring.back_to(decision.to)
         accounts, losses = kept.accounts
         self.memory = replace(decision.memory, losses=losses)
         back = put_back(self.replicas, kept)
+        if decision.left_out is None:
+            snapshot = capture(self.replicas, replace(back, ledger=state.ledger), self.config.seed, {})
+            if self.record.writes and decision.memory.incident is not None:
+                self.investigation.open(outcome, decision.memory.incident, decision.reason, snapshot, drill)
         back.ledger, back.drills = decision.ledger, state.drills
-        back.epochs_evaluated = min(state.epochs_evaluated, back.cursor.epoch)
         back.cursor = self.streams.settle(decision.ledger.apply(back.cursor))
+        back.epochs_evaluated = min(state.epochs_evaluated, back.cursor.epoch)
         if decision.ledger.slow_downs != state.ledger.slow_downs and self.record.writes:
             self.store.set_aside_after(back.step)  # what was computed since was computed at another learning rate
         factor = self.learning_rate_factor(back, back.cursor.position)

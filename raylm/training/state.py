@@ -111,8 +111,8 @@ def restore(replicas: Replicas, snapshot: Snapshot) -> State:
     Raises:
         UserError: the snapshot is of another model, optimizer or number of lanes; names the first difference.
     """
-    _assign("model", replicas.model.weights, snapshot.weights)
-    _assign("optimizer", replicas.optimizer.slots, snapshot.slots)
+    assign_all("model", replicas.model.weights, snapshot.weights)
+    assign_all("optimizer", replicas.optimizer.slots, snapshot.slots)
     topology, config = replicas.topology, replicas.model.config
     worker_carry = []
     for name in carry_names(config.layers):
@@ -167,8 +167,8 @@ def keep(replicas: Replicas, state: State, accounts: Any) -> HostState:
 
 def put_back(replicas: Replicas, kept: HostState) -> State:
     """Makes a kept state the present one, on every replica of this worker."""
-    _assign("model", replicas.model.weights, kept.weights)
-    _assign("optimizer", replicas.optimizer.slots, kept.slots)
+    assign_all("model", replicas.model.weights, kept.weights)
+    assign_all("optimizer", replicas.optimizer.slots, kept.slots)
     return replace(kept.state, carry=_place(replicas, kept.carry))
 
 
@@ -199,7 +199,8 @@ def _place(replicas: Replicas, worker_carry: Any) -> Any:
     return replicas.place_carry([tf.constant(part) for part in tf.nest.flatten(worker_carry)])
 
 
-def _assign(kind: str, variables: Any, values: Any) -> None:
+def assign_all(kind: str, variables: Any, values: Any) -> None:
+    """Gives every variable the value of its name. Raises: UserError: one is missing or of another shape."""
     for name, variable in variables.items():
         found = values.get(name)
         if found is None or found.shape != tuple(variable.shape):

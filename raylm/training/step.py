@@ -147,7 +147,11 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
         local = replica - topology.rank * topology.replicas
         mine = Batch(*(part[local * share : (local + 1) * share] for part in batch))
         masks = Masks(mask_key(config.seed, control.position, replica * share)) if model.config.dropout else None
-        touch = touch_of(control.strike, replica, replica * share, share) if control.strike is not None else untouched
+        touch = (
+            touch_of(control.strike, replica, replica * share, mine.weights)
+            if control.strike is not None
+            else untouched
+        )
         return train_step(
             model, replicas.optimizer, config.optimizer, topology.lanes, mine, carry, masks, control, replica, touch
         )
