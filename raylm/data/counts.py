@@ -8,13 +8,10 @@ words, or one partition's, and doing either again changes nothing, so both can b
 from __future__ import annotations
 
 import heapq
-import os
-import secrets
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.feather as feather
@@ -24,6 +21,7 @@ from raylm.data.inputs import Split, read_piece
 from raylm.data.lines import without_malformed
 from raylm.data.tokenize import tokenizer_named
 from raylm.data.vocabulary import END_OF_SENTENCE, UNKNOWN, Vocabulary
+from raylm.data.workspace import Workspace
 from raylm.errors import UserError
 
 _DISTINCT_AT_ONCE = 1 << 20
@@ -51,11 +49,11 @@ def partitions_for(splits: Sequence[Split]) -> int:
     return 1 + sum(split.bytes for split in splits) // _PARTITION_BYTES
 
 
-def count_split(split: Split, *, tokenizer: str, text_column: str, partitions: int, folder: Path) -> Counted:
-    """Count the tokens of a split, `<eos>` once for each line that is not blank, into files of `folder`.
+def count_split(split: Split, *, tokenizer: str, text_column: str, partitions: int, work: Workspace) -> Counted:
+    """Count the tokens of a split, `<eos>` once for each line that is not blank, into files of a workspace.
 
     Raises:
-        UserError: the input cannot be read, or the folder cannot be written.
+        UserError: the input cannot be read, or the workspace cannot be written.
     """
     counter = tokenizer_named(tokenizer)
     raw: Counter[str] = Counter()
@@ -68,16 +66,16 @@ def count_split(split: Split, *, tokenizer: str, text_column: str, partitions: i
             raw.update(counter.count(block.data))
             ends += sum(1 for line in block.data.split(b"\n") if line.strip())
             if len(raw) > _DISTINCT_AT_ONCE:
-                files += _write(_tokens(raw, counter.pieces), split.index, len(files), partitions, folder)
+                files += _write(_tokens(raw, counter.pieces), split.index, len(files), partitions, work)
                 raw.clear()
     tokens = _tokens(raw, counter.pieces)
     tokens[END_OF_SENTENCE] += ends
-    files += _write(tokens, split.index, len(files), partitions, folder)
+    files += _write(tokens, split.index, len(files), partitions, work)
     return Counted(split.index, tuple(files))
 
 
 def merge_partition(
-    partition: int, *, files: Sequence[str], folder: Path, size: int | None, min_count: int
+    partition: int, *, files: Sequence[str], work: Workspace, size: int | None, min_count: int
 ) -> Candidates:
     """Add up one partition of the counts of all splits.
 
@@ -91,9 +89,9 @@ def merge_partition(
     for name in files:
         if _partition_of(name) == partition:
             try:
-                table = feather.read_table(folder / name)
+                table = feather.read_table(pa.BufferReader(work.read(name)))
             except (OSError, pa.ArrowInvalid) as error:
-                raise UserError(f"{folder / name}: counts cannot be read ({error}); prepare again") from None
+                raise UserError(f"the counts {name} cannot be read ({error}); prepare again") from None
             for word, count in zip(table["word"].to_pylist(), table["count"].to_pylist(), strict=True):
                 counts[word] += count
     special = [(word, counts.pop(word)) for word in (END_OF_SENTENCE, UNKNOWN) if word in counts]
@@ -138,8 +136,8 @@ def _tokens(raw: Mapping[str, int], pieces: Callable[[str], tuple[str, ...]]) ->
     return tokens
 
 
-def _write(tokens: Mapping[str, int], split: int, first: int, partitions: int, folder: Path) -> list[str]:
-    """One file of counts for each partition that has any; each appears whole."""
+def _write(tokens: Mapping[str, int], split: int, first: int, partitions: int, work: Workspace) -> list[str]:
+    """One file of counts for each partition that has any."""
     parts: list[list[str]] = [[] for _ in range(partitions)]
     for word in tokens:
         parts[zlib.crc32(word.encode()) % partitions].append(word)
@@ -147,11 +145,10 @@ def _write(tokens: Mapping[str, int], split: int, first: int, partitions: int, f
     for partition, words in enumerate(parts):
         if words:
             name = f"{split:06d}-{first + len(names):04d}-{partition:04d}.arrow"
-            temporary = folder / f".{name}.{secrets.token_hex(6)}"
             table = pa.table({"word": pa.array(words, pa.utf8()), "count": [tokens[word] for word in words]})
-            with storing(folder):
-                feather.write_feather(table, temporary, compression="lz4")
-                os.replace(temporary, folder / name)
+            with work.scratch() as folder, storing(folder):
+                feather.write_feather(table, folder / name, compression="lz4")
+                work.put(folder / name, name)
             names.append(name)
     return names
 

@@ -1,20 +1,20 @@
 """Encoding a corpus, split by split: from text to shards.
 
-`encode_split` depends on the split and the encoding only. It writes the split's shards and its list of rejects under
-names of their own, each appearing whole, so a split can be done anywhere, in any order, and twice.
+`encode_split` depends on the split and the encoding only. It puts the split's shards and its list of rejects into the
+workspace under names of their own, so a split can be done anywhere, in any order, and twice.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from raylm.data.caching import write_file
+from raylm.data.caching import storing
 from raylm.data.inputs import Piece, Split, lines_before, read_piece
 from raylm.data.lines import Block, without_malformed
 from raylm.data.packing import ChunkedShards
@@ -22,6 +22,7 @@ from raylm.data.rows import LongRows, limit_rows
 from raylm.data.shard import ShardRecord
 from raylm.data.tokenize import Encoder, Rows, tokenizer_named
 from raylm.data.vocabulary import Vocabulary
+from raylm.data.workspace import Workspace
 from raylm.errors import UserError
 
 
@@ -29,13 +30,13 @@ from raylm.errors import UserError
 class Encoding:
     """All that decides how text becomes rows, chunks and shards.
 
-    vocabulary_file: its words, one a line, where every worker can read it.
+    vocabulary_file: its words, one a line: the name of a file in the workspace.
     malformed: what to do with a line that is not UTF-8.
     max_row_tokens: longest row, `<eos>` counted; what happens to longer ones, long_rows says.
     """
 
     tokenizer: str
-    vocabulary_file: Path
+    vocabulary_file: str
     text_column: str
     malformed: Literal["reject", "error"]
     max_row_tokens: int
@@ -54,7 +55,7 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What encoding one split left behind in the folder.
+    """What encoding one split left behind in the workspace.
 
     shards: name and record of each shard, in order; none where the split has no tokens.
     piece_lines: lines of each piece.
@@ -76,25 +77,28 @@ class Encoded:
         return sum(chunk.tokens for _, shard in self.shards for chunk in shard.chunks)
 
 
-def encode_split(split: Split, *, encoding: Encoding, folder: Path) -> Encoded:
-    """Encode a split into files of `folder`.
+def encode_split(split: Split, *, encoding: Encoding, work: Workspace) -> Encoded:
+    """Encode a split into files of a workspace.
 
     Raises:
         UserError: the input cannot be read, a line is not UTF-8 or too long and that is to be an error, a token is not
-            in a vocabulary without `<unk>`, or the folder cannot be written.
+            in a vocabulary without `<unk>`, or the workspace cannot be written.
     """
-    vocabulary, encode = _vocabulary_and_encoder(encoding.tokenizer, encoding.vocabulary_file)
+    vocabulary, encode = _vocabulary_and_encoder(encoding.tokenizer, work, encoding.vocabulary_file)
     rejects: list[Reject] = []
     piece_lines: list[int] = []
     empty, long = 0, 0
     name = f"{split.index:06d}"
-    shards = ChunkedShards(
-        lambda number: folder / _shard_file(name, number),
-        vocabulary,
-        chunk_tokens=encoding.chunk_tokens,
-        shard_tokens=encoding.shard_tokens,
-    )
-    with shards:
+    rejects_file = f"{name}-rejects.jsonl"
+    with ExitStack() as stack:
+        folder = stack.enter_context(work.scratch())
+        shards = ChunkedShards(
+            lambda number: folder / _shard_file(name, number),
+            vocabulary,
+            chunk_tokens=encoding.chunk_tokens,
+            shard_tokens=encoding.shard_tokens,
+        )
+        stack.enter_context(shards)
         for number, piece in enumerate(split.pieces):
             lines = 0
             for block in read_piece(piece, text_column=encoding.text_column):
@@ -114,10 +118,14 @@ def encode_split(split: Split, *, encoding: Encoding, folder: Path) -> Encoded:
                 lines += block.lines
             piece_lines.append(lines)
         finished = tuple((_shard_file(name, number), record) for number, record in enumerate(shards.finish()))
-    rejects_file = f"{name}-rejects.jsonl" if rejects else ""
-    if rejects:
-        write_file(folder / rejects_file, "".join(json.dumps(reject) + "\n" for reject in rejects).encode())
-    return Encoded(split.index, finished, tuple(piece_lines), empty, long, len(rejects), rejects_file)
+        for shard, _ in finished:
+            work.put(folder / shard, shard)
+        if rejects:
+            with storing(folder):
+                (folder / rejects_file).write_text("".join(json.dumps(reject) + "\n" for reject in rejects))
+            work.put(folder / rejects_file, rejects_file)
+    listed = rejects_file if rejects else ""
+    return Encoded(split.index, finished, tuple(piece_lines), empty, long, len(rejects), listed)
 
 
 def _shard_file(name: str, number: int) -> str:
@@ -151,9 +159,9 @@ def _at(piece: Piece, block: Block, line: int, what: str, next_step: str) -> Use
 
 
 @lru_cache(maxsize=1)
-def _vocabulary_and_encoder(tokenizer: str, vocabulary_file: Path) -> tuple[Vocabulary, Encoder]:
+def _vocabulary_and_encoder(tokenizer: str, work: Workspace, vocabulary_file: str) -> tuple[Vocabulary, Encoder]:
     """Kept from split to split: the encoder remembers the words it has met."""
-    vocabulary = Vocabulary(tuple(vocabulary_file.read_bytes().decode().split("\n")))
+    vocabulary = Vocabulary(tuple(work.read(vocabulary_file).decode().split("\n")))
     return vocabulary, tokenizer_named(tokenizer).encoder(vocabulary)
 
 

@@ -11,19 +11,21 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from raylm.data.caching import new_folder, storing
+from raylm.data.caching import new_folder
 from raylm.data.corpora import Corpus
 from raylm.data.dataset import open_dataset
 from raylm.data.encode import Encoded, forget_encoder
 from raylm.data.inputs import opening, plan_splits, shown
 from raylm.data.options import WORDS_VOCABULARY_SIZE, PrepareOptions
 from raylm.data.runners import Runner, run_here
-from raylm.data.stages import Job, Report, encode_splits, find_words, place_rejects, place_shards
+from raylm.data.stages import Job, Report, Words, encode_splits, find_words, place_rejects, place_shards
 from raylm.data.upload import is_uri, refuse_existing_remote, upload_dataset
+from raylm.data.workspace import open_workspace
 from raylm.data.writer import partial_folder, refuse_existing, seal
 from raylm.errors import UserError
 
@@ -69,55 +71,71 @@ def prepare(
             `output` already, or it cannot be written.
     """
     options = options or PrepareOptions()
+    begin = time.perf_counter()
     if is_uri(output):
         refuse_existing_remote(str(output))
-        with TemporaryDirectory(prefix="raylm-prepare-") as temporary:
-            result = prepare(inputs, Path(temporary, "dataset"), options, run=run, report=report)
-            upload_dataset(Path(temporary, "dataset"), str(output))
-        return replace(result, output=shown(output))
-    begin = time.perf_counter()
     splits = plan_splits(inputs, split_bytes=options.split_bytes)
     if not splits:
         raise UserError(f"{shown(inputs[0]) if inputs else 'the list of inputs'} is empty: there is no text to prepare")
-    refuse_existing(Path(output))
-    staging = partial_folder(Path(output))
-    try:
-        with storing(staging):
-            (staging / "work").mkdir()
-        job = Job(splits, options, staging / "work", run, report)
-        words = find_words(job)
-        encoded = encode_splits(job, words)
-        shards, rejects = place_shards(job, encoded, staging), place_rejects(job, encoded, staging)
-        shutil.rmtree(job.work)
-        dataset_id = seal(
-            staging,
-            Path(output),
-            words.vocabulary,
-            shards,
-            rejected=sum(part.rejected for part in encoded),
-            rejects=rejects,
-            provenance={
-                "sources": [shown(source) for source in inputs],
-                "tokenizer": words.tokenizer,
-                "vocabulary_of": words.given_by,
-                "options": options.model_dump(mode="json", exclude={"vocab"}),
-            },
-        )
-    finally:
-        _remove(staging)
-        forget_encoder()
-    return _result(dataset_id, str(output), len(words.vocabulary), encoded, time.perf_counter() - begin)
+    with ExitStack() as stack:
+        sealed = Path(output)
+        if is_uri(output):
+            sealed = Path(stack.enter_context(TemporaryDirectory(prefix="raylm-prepare-")), "dataset")
+        refuse_existing(sealed)
+        staging = partial_folder(sealed)
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        stack.callback(forget_encoder)
+        work = open_workspace(output, staging)
+        try:
+            made = _make(Job(splits, options, work, run, report), [shown(source) for source in inputs], staging, sealed)
+            if is_uri(output):
+                upload_dataset(sealed, str(output))
+        except BaseException:
+            work.discard()
+            raise
+    return _result(made, shown(output), time.perf_counter() - begin)
 
 
-def _result(dataset_id: str, output: str, words: int, encoded: Sequence[Encoded], seconds: float) -> PrepareResult:
+@dataclass(frozen=True)
+class _Made:
+    dataset_id: str
+    words: Words
+    encoded: Sequence[Encoded]
+
+
+def _make(job: Job, sources: Sequence[str], staging: Path, sealed: Path) -> _Made:
+    """The dataset in the folder `sealed`; its shards are where the workspace places them."""
+    words = find_words(job)
+    encoded = encode_splits(job, words)
+    shards, rejects = place_shards(job, encoded), place_rejects(job, encoded, staging)
+    job.work.remove()
+    dataset_id = seal(
+        staging,
+        sealed,
+        words.vocabulary,
+        shards,
+        rejected=sum(part.rejected for part in encoded),
+        rejects=rejects,
+        provenance={
+            "sources": sources,
+            "tokenizer": words.tokenizer,
+            "vocabulary_of": words.given_by,
+            "options": job.options.model_dump(mode="json", exclude={"vocab"}),
+        },
+    )
+    return _Made(dataset_id, words, encoded)
+
+
+def _result(made: _Made, output: str, seconds: float) -> PrepareResult:
+    encoded = made.encoded
     chunks = [chunk for part in encoded for _, shard in part.shards for chunk in shard.chunks]
     tokens = sum(chunk.tokens for chunk in chunks)
     return PrepareResult(
-        dataset_id=dataset_id,
+        dataset_id=made.dataset_id,
         output=output,
         tokens=tokens,
         rows=sum(chunk.rows for chunk in chunks),
-        vocabulary=words,
+        vocabulary=len(made.words.vocabulary),
         unknowns=sum(chunk.unknowns for chunk in chunks),
         lines=sum(sum(part.piece_lines) for part in encoded),
         empty_lines=sum(part.empty for part in encoded),
@@ -126,15 +144,6 @@ def _result(dataset_id: str, output: str, words: int, encoded: Sequence[Encoded]
         seconds=seconds,
         tokens_per_second=tokens / seconds,
     )
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder, also where a worker that is being ended still writes into it."""
-    for pause in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0):
-        time.sleep(pause)
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class RemoteStorage:
             try:
                 return ask()
             except OSError as error:
-                if pause is None or _hopeless(error):
+                if pause is None or hopeless(error):
                     raise unreadable(place, error) from None
                 self._wait(pause)
         raise AssertionError("the last attempt returns or raises")
@@ -207,7 +207,7 @@ def without_secrets(uri: str) -> str:
     return re.sub(r"://[^/@]*@", "://", uri.split("?")[0]).rstrip("/")
 
 
-def _hopeless(error: OSError) -> bool:
+def hopeless(error: OSError) -> bool:
     """Whether asking again cannot help: the file is not there, or we may not read it."""
     told = str(error)
     return isinstance(error, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in told or "NoSuch" in told

@@ -24,10 +24,13 @@ from raylm.data.runners import Runner
 from raylm.data.shard import HashedFile, ShardRecord
 from raylm.data.tokenize import BYTE_VOCABULARY
 from raylm.data.vocabulary import Vocabulary
+from raylm.data.workspace import Workspace
 from raylm.data.writer import shard_name
 from raylm.errors import UserError
 
 PerSplit = TypeVar("PerSplit", Counted, Encoded)
+
+_VOCABULARY = "vocabulary"
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What is prepared, how, by whom, and the folder for files on the way (to be seen by all who run it)."""
+    """What is prepared, how, by whom, and where files on the way go."""
 
     splits: Sequence[Split]
     options: PrepareOptions
-    work: Path
+    work: Workspace
     run: Runner
     report: Report
 
@@ -91,12 +94,12 @@ def encode_splits(job: Job, words: Words) -> list[Encoded]:
         UserError: the inputs cannot be read, too many of their lines are rejected, or none of them has a token.
     """
     options = job.options
-    vocabulary_file = job.work / "vocabulary"
-    with storing(job.work):
-        vocabulary_file.write_bytes("\n".join(words.vocabulary.words).encode())
+    with job.work.scratch() as folder, storing(folder):
+        (folder / _VOCABULARY).write_bytes("\n".join(words.vocabulary.words).encode())
+        job.work.put(folder / _VOCABULARY, _VOCABULARY)
     encoding = Encoding(
         tokenizer=words.tokenizer,
-        vocabulary_file=vocabulary_file,
+        vocabulary_file=_VOCABULARY,
         text_column=options.text_column,
         malformed=options.malformed,
         max_row_tokens=options.max_row_tokens,
@@ -104,7 +107,7 @@ def encode_splits(job: Job, words: Words) -> list[Encoded]:
         chunk_tokens=options.chunk_tokens,
         shard_tokens=options.shard_tokens,
     )
-    encode = partial(encode_split, encoding=encoding, folder=job.work)
+    encode = partial(encode_split, encoding=encoding, work=job.work)
     encoded = sorted(_reporting(job, "encoding", job.run(encode, job.splits)), key=lambda part: part.index)
     _refuse_rejects(job, encoded)
     if not any(part.tokens for part in encoded):
@@ -112,12 +115,10 @@ def encode_splits(job: Job, words: Words) -> list[Encoded]:
     return encoded
 
 
-def place_shards(job: Job, encoded: Sequence[Encoded], dataset: Path) -> list[ShardRecord]:
-    """Give the shards of all splits their names in the dataset; returns their records, in order."""
+def place_shards(job: Job, encoded: Sequence[Encoded]) -> list[ShardRecord]:
+    """Give the shards of all splits their places in the dataset; returns their records, in order."""
     shards = [entry for part in encoded for entry in part.shards]
-    with storing(dataset):
-        for number, (name, _) in enumerate(shards):
-            (job.work / name).rename(dataset / shard_name(number))
+    job.work.place([(name, shard_name(number)) for number, (name, _) in enumerate(shards)])
     return [record for _, record in shards]
 
 
@@ -143,11 +144,11 @@ def _count_vocabulary(job: Job, tokenizer: str) -> Vocabulary:
         tokenizer=tokenizer,
         text_column=options.text_column,
         partitions=partitions,
-        folder=job.work,
+        work=job.work,
     )
     counted = _reporting(job, "counting", job.run(count, job.splits))
     files = sorted(chain.from_iterable(part.files for part in counted))
-    merge = partial(merge_partition, files=files, folder=job.work, size=size, min_count=options.min_count)
+    merge = partial(merge_partition, files=files, work=job.work, size=size, min_count=options.min_count)
     return choose_vocabulary(job.run(merge, range(partitions)), size)
 
 
@@ -183,7 +184,6 @@ def _rejects(job: Job, encoded: Sequence[Encoded]) -> Iterator[tuple[str, int, s
             starts.append(line_before)
             line_before += lines
         if part.rejects_file:
-            with (job.work / part.rejects_file).open() as file:
-                for entry in file:
-                    reject = Reject(*json.loads(entry))
-                    yield split.pieces[reject.piece].place, starts[reject.piece] + reject.line + 1, reject.reason
+            for entry in job.work.read(part.rejects_file).splitlines():
+                reject = Reject(*json.loads(entry))
+                yield split.pieces[reject.piece].place, starts[reject.piece] + reject.line + 1, reject.reason

@@ -1,4 +1,4 @@
-"""A finished dataset's way to a store: every file, the manifest last."""
+"""The way to a store: of a finished dataset, every file, the manifest last; and of files on the way to one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import pyarrow.fs as pafs
 
 from raylm.data.manifest import MANIFEST
-from raylm.data.remote import WAITS, connect, without_secrets
+from raylm.data.remote import WAITS, connect, hopeless, without_secrets
 from raylm.errors import UserError
 
 Answer = TypeVar("Answer")
@@ -40,33 +40,75 @@ def upload_dataset(folder: Path, uri: str, *, waits: tuple[float, ...] = WAITS) 
     Raises:
         UserError: the store cannot be reached or written.
     """
-    try:
-        filesystem, path = connect(uri)
-    except OSError as error:
-        raise _unusable(uri, error) from None
+    destination = Destination(uri, waits)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     for file in sorted(files, key=lambda file: file.name == MANIFEST):
-        target = f"{path}/{file.relative_to(folder).as_posix()}"
-
-        def copy(source: str = str(file), target: str = target) -> None:
-            if not isinstance(filesystem, pafs.S3FileSystem):  # a bucket has no folders
-                filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-            local = pafs.LocalFileSystem()
-            pafs.copy_files(source, target, source_filesystem=local, destination_filesystem=filesystem)
-
-        _persist(copy, uri, waits)
+        destination.send(file, file.relative_to(folder).as_posix())
 
 
-def _persist(ask: Callable[[], Answer], uri: str, waits: tuple[float, ...]) -> Answer:
-    for pause in waits:
+class Destination:
+    """A place in a store that is written to; a request that fails is made again, after each of the `waits` in seconds.
+
+    All methods raise UserError where the store cannot be reached or used.
+    """
+
+    def __init__(self, uri: str, waits: tuple[float, ...] = WAITS) -> None:
+        self._uri, self._waits = uri, waits
         try:
-            return ask()
-        except OSError:
-            time.sleep(pause)
-    try:
-        return ask()
-    except OSError as error:
-        raise _unusable(uri, error) from None
+            self._store, self._path = connect(uri)
+        except OSError as error:
+            raise _unusable(uri, error) from None
+
+    def send(self, file: Path, name: str) -> None:
+        """Copy a file of this machine there."""
+        target = self._target(name)
+        local = pafs.LocalFileSystem()
+        self._persist(
+            lambda: pafs.copy_files(str(file), target, source_filesystem=local, destination_filesystem=self._store)
+        )
+
+    def copy(self, name: str, there: str) -> None:
+        """Copy a file within the store, which does it itself where it can."""
+        target = self._target(there)
+        self._persist(lambda: self._store.copy_file(f"{self._path}/{name}", target))
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+
+        def ask() -> bytes:
+            with self._store.open_input_stream(f"{self._path}/{name}") as stream:
+                return bytes(stream.read())
+
+        return self._persist(ask)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it; nothing where it is not there."""
+
+        def ask() -> None:
+            path = f"{self._path}/{name}"
+            match self._store.get_file_info(path).type:
+                case pafs.FileType.Directory:
+                    self._store.delete_dir(path)
+                case pafs.FileType.File:
+                    self._store.delete_file(path)
+
+        self._persist(ask)
+
+    def _target(self, name: str) -> str:
+        target = f"{self._path}/{name}"
+        if not isinstance(self._store, pafs.S3FileSystem):  # a bucket has no folders
+            self._persist(lambda: self._store.create_dir(target.rsplit("/", 1)[0], recursive=True))
+        return target
+
+    def _persist(self, ask: Callable[[], Answer]) -> Answer:
+        for pause in (*self._waits, None):
+            try:
+                return ask()
+            except OSError as error:
+                if pause is None or hopeless(error):
+                    raise _unusable(self._uri, error) from None
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
 
 
 def _unusable(uri: str, error: OSError) -> UserError:

@@ -201,6 +201,12 @@ def _place(replicas: Replicas, worker_carry: Any) -> Any:
 
 def assign_all(kind: str, variables: Any, values: Any) -> None:
     """Gives every variable the value of its name. Raises: UserError: one is missing or of another shape."""
+    unknown = next((name for name in values if name not in variables), None)
+    if unknown is not None:
+        raise UserError(
+            f"the checkpoint's {kind} has {unknown}, which the run has not: "
+            "resume with the configuration it was made with"
+        )
     for name, variable in variables.items():
         found = values.get(name)
         if found is None or found.shape != tuple(variable.shape):

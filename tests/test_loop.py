@@ -1,0 +1,469 @@
+"""The training loop without Ray: what a run leaves behind, faults undone, and ends that do not depend on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_datasets import make_dataset, random_rows
+from training_cases import Attempt, attempt, attempt_on_a_full_disk, attempts, mistakes
+from training_runner import Call, Killed, answers, call
+
+from raylm.checkpoint.snapshot import Snapshot, state_sha256
+from raylm.checkpoint.store import CheckpointStore
+from raylm.config import RunConfig
+from raylm.data.cursor import Cursor
+from raylm.data.dataset import open_dataset
+from raylm.observe.events import read_events
+from raylm.observe.summary import read_summary
+
+WORDS, LANES, WINDOW = 30, 5, 6
+
+
+def tiny(**changes: Any) -> RunConfig:
+    """Two epochs of 12 windows, Adam and dropout; sections are merged: tiny(model={"hidden": 3})."""
+    tree: dict[str, Any] = {
+        "recipe": "tiny",
+        "epochs": 2,
+        "data": {"lanes": LANES, "window": WINDOW},
+        "model": {"layers": 1, "hidden": 8, "dropout": 0.3},
+        "optimizer": {"name": "adam", "clip_norm": 1.0},
+        "schedule": {"kind": "cosine", "learning_rate": 0.02, "warmup_steps": 3},
+        "guard": {"backoff": 1.0},
+        "checkpoint": {"every": 7, "keep_last": 50},
+        "report": {"log_every": 1, "sample_every": 0},
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+    return RunConfig.model_validate(tree)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for seed, (split, rows) in enumerate({"train": 54, "valid": 8, "test": 9}.items()):
+        make_dataset(folder / split, *random_rows(rows, seed, vocabulary=WORDS), WORDS, chunk=64, shard=128)
+    assert windows(folder) == 12
+    return folder
+
+
+def windows(data: Path) -> int:
+    """Windows of an epoch: until the longest lane ends."""
+    targets = open_dataset(data / "train").tokens - 1
+    return math.ceil(math.ceil(targets / LANES) / WINDOW)
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Attempt]:
+    """A run of `tiny()` from its start to its end, with samples."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, call(attempt, tiny(report={"sample_every": 10, "sample_words": 4}), data, folder)
+
+
+def end_of(folder: Path) -> Snapshot:
+    """The state in a run's newest checkpoint."""
+    return CheckpointStore(folder / "checkpoints").load_newest(pytest.fail)[1]
+
+
+def digest(folder: Path) -> str:
+    """Of the state in the newest checkpoint but for the guard's ledger, which tells how the run came there."""
+    return state_sha256(replace(end_of(folder), ledger={}))
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(folder) if event["kind"] == kind]
+
+
+def begin_without(config: RunConfig, data: Path, folder: Path, begun: Path, left_out: list[tuple[int, int]]) -> None:
+    """A run in `folder` that begins as the run in `begun` did, with windows left out from the start."""
+    first = CheckpointStore(begun / "checkpoints").load(begun / "checkpoints" / "step-00000000")
+    cursor = Cursor.from_json(first.cursor)
+    for pair in left_out:
+        cursor = cursor.leave_out(*pair)
+    dataset = open_dataset(data / "train").dataset_id
+    store = CheckpointStore(folder / "checkpoints")
+    store.save(replace(first, cursor=cursor.to_json()), config=config.model_dump(mode="json"), dataset_id=dataset)
+
+
+# What a run leaves behind
+
+
+def test_a_run_completes_with_its_figures(data: Path, unbroken: tuple[Path, Attempt]) -> None:
+    folder, told = unbroken
+    summary = read_summary(folder)
+    assert summary == told.summary
+    assert (summary.status, summary.steps, summary.rollbacks, summary.resumes) == ("completed", 24, 0, 0)
+    assert summary.tokens == 2 * (open_dataset(data / "train").tokens - 1)
+    assert summary.recipe == "tiny"
+    assert summary.uniform_nats == pytest.approx(math.log(WORDS))
+    for perplexity in (summary.train_perplexity, summary.valid_perplexity, summary.test_perplexity):
+        assert perplexity is not None
+        assert 1 < perplexity < WORDS
+    assert summary.tokens_per_second is not None
+    assert summary.tokens_per_second > 0
+
+
+def test_the_summary_s_digest_is_of_the_last_checkpoint(unbroken: tuple[Path, Attempt]) -> None:
+    folder, _ = unbroken
+    assert read_summary(folder).state_sha256 == state_sha256(end_of(folder))
+    assert end_of(folder).step == 24
+
+
+def test_every_event_says_what_when_and_where(unbroken: tuple[Path, Attempt]) -> None:
+    lines = [json.loads(line) for line in (unbroken[0] / "events.jsonl").read_text().splitlines()]
+    assert all({"kind", "step", "position", "time"} <= set(line) for line in lines)
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    assert (lines[0]["kind"], lines[-1]["kind"]) == ("start", "end")
+    assert (lines[-1]["status"], lines[-1]["step"]) == ("completed", 24)
+    counts = Counter(line["kind"] for line in lines)
+    assert {kind: counts[kind] for kind in ("start", "step", "eval", "sample", "end", "incident", "rollback")} == {
+        "start": 1,
+        "step": 24,
+        "eval": 3,
+        "sample": 3,
+        "end": 1,
+        "incident": 0,
+        "rollback": 0,
+    }
+
+
+def test_step_events_tell_the_window_the_rate_and_a_finite_loss(unbroken: tuple[Path, Attempt]) -> None:
+    steps = events(unbroken[0], "step")
+    assert [(event["step"], event["position"]) for event in steps] == [(n + 1, n) for n in range(24)]
+    assert [event["epoch"] for event in steps] == [0] * 12 + [1] * 12
+    assert [event["learning_rate"] for event in steps[:3]] == pytest.approx([0.02 / 3, 0.04 / 3, 0.02])
+    assert all(math.isfinite(event["loss"]) and event["gradient_norm"] > 0 for event in steps)
+    assert steps[0]["loss"] == pytest.approx(math.log(WORDS), abs=0.2)
+
+
+def test_evaluations_come_after_each_epoch_and_of_the_test_text_at_the_end(
+    data: Path, unbroken: tuple[Path, Attempt]
+) -> None:
+    found = [(event["split"], event["step"], event["tokens"]) for event in events(unbroken[0], "eval")]
+    valid, test = (open_dataset(data / split).tokens - 1 for split in ("valid", "test"))
+    assert found == [("valid", 12, valid), ("valid", 24, valid), ("test", 24, test)]
+
+
+def test_samples_come_every_so_often_and_at_the_end(unbroken: tuple[Path, Attempt]) -> None:
+    samples = events(unbroken[0], "sample")
+    assert [event["step"] for event in samples] == [10, 20, 24]
+    assert [len(event["text"].split()) for event in samples] == [4, 4, 4]
+    assert all(event["prompt"] == "the company said" for event in samples)
+
+
+def test_checkpoints_come_at_the_start_every_so_often_at_epochs_and_at_the_end(
+    unbroken: tuple[Path, Attempt],
+) -> None:
+    checkpoints = CheckpointStore(unbroken[0] / "checkpoints").verify_all()
+    assert [info.step for info in checkpoints] == [0, 7, 12, 14, 21, 24]
+    assert all(info.complete and info.problem is None for info in checkpoints)
+    assert [event["step"] for event in events(unbroken[0], "checkpoint")] == [0, 7, 12, 14, 21, 24]
+
+
+def test_the_world_hears_every_event_in_order_and_the_figures_at_each_evaluation(
+    unbroken: tuple[Path, Attempt],
+) -> None:
+    folder, told = unbroken
+    heard = [event for event in told.published if event["kind"] not in ("wait", "note")]
+    assert [(event["kind"], event["step"]) for event in heard] == [
+        (event["kind"], event["step"]) for event in read_events(folder)
+    ]
+    assert [event["what"] for event in told.published if event["kind"] == "wait"][:2] == [
+        "building the model",
+        "compiling the step",
+    ]
+    assert len(told.reports) == 2
+    for metrics, path in told.reports:
+        assert metrics["valid_perplexity"] > 1
+        assert path is not None
+        assert Path(path).parent == folder / "checkpoints"
+
+
+def test_the_run_folder_has_a_tensorboard(unbroken: tuple[Path, Attempt]) -> None:
+    assert any(path.stat().st_size for path in (unbroken[0] / "tensorboard").iterdir())
+
+
+# Interruptions
+
+
+@pytest.fixture(scope="module")
+def interrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Attempt]]:
+    """The same run, interrupted again and again: twice within an epoch, at its end, in the next one; resumed when it
+    was over, too."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    return folder, call(attempts, tiny(), data, folder, [0, 1, 3, 2, None, None])
+
+
+def test_an_interrupted_run_says_so_and_saves_where_it_stopped(interrupted: tuple[Path, list[Attempt]]) -> None:
+    folder, told = interrupted
+    stops = [each.summary.steps for each in told[:-1]]
+    assert [each.summary and each.summary.status for each in told] == ["interrupted"] * 4 + ["completed"] * 2
+    assert stops == sorted(set(stops))
+    assert sum(stop < 12 for stop in stops) >= 2
+    assert sum(12 < stop < 24 for stop in stops) >= 1
+    assert set(stops) <= {info.step for info in CheckpointStore(folder / "checkpoints").list()}
+    assert [event["step"] for event in events(folder, "resume")] == stops
+    assert [event["status"] for event in events(folder, "end")] == ["interrupted"] * 4 + ["completed"] * 2
+
+
+def test_an_interrupted_run_ends_in_the_state_of_the_unbroken_one(
+    unbroken: tuple[Path, Attempt], interrupted: tuple[Path, list[Attempt]]
+) -> None:
+    """Bit for bit, with dropout and Adam, and with the same figures."""
+    wanted, found = read_summary(unbroken[0]), interrupted[1][4].summary
+    assert found.state_sha256 == wanted.state_sha256
+    assert found.resumes == 4
+    for name in ("status", "steps", "tokens", "train_perplexity", "valid_perplexity", "test_perplexity"):
+        assert getattr(found, name) == getattr(wanted, name), name
+
+
+def test_an_interrupted_run_takes_each_window_once(interrupted: tuple[Path, list[Attempt]]) -> None:
+    assert [event["position"] for event in events(interrupted[0], "step")] == list(range(24))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(3))
+def test_a_run_interrupted_after_every_step_ends_in_the_same_state(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt], first: int
+) -> None:
+    told = call(attempts, tiny(), data, tmp_path, [first, *([0] * 30)])
+    assert told[-1].summary.status == "completed"
+    assert told[-1].summary.state_sha256 == read_summary(unbroken[0]).state_sha256
+
+
+def test_a_completed_run_that_is_resumed_stays_as_it_is(interrupted: tuple[Path, list[Attempt]]) -> None:
+    *_, completed, again = (each.summary for each in interrupted[1])
+    assert (again.status, again.steps, again.tokens) == ("completed", completed.steps, completed.tokens)
+    assert again.state_sha256 == completed.state_sha256
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt]
+) -> None:
+    shutil.copytree(unbroken[0] / "checkpoints", tmp_path / "checkpoints")
+    weights = tmp_path / "checkpoints" / "step-00000024" / "model.safetensors"
+    spoiled = bytearray(weights.read_bytes())
+    spoiled[-1] ^= 1
+    weights.write_bytes(spoiled)
+    told = call(attempt, tiny(), data, tmp_path)
+    assert any("step-00000024" in event["text"] for event in told.published if event["kind"] == "note")
+    assert [event["step"] for event in events(tmp_path, "resume")] == [21]
+    assert told.summary.state_sha256 == read_summary(unbroken[0]).state_sha256
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt]
+) -> None:
+    others = {
+        "embedding": tiny(model={"hidden": 4}),
+        "embedding/first": tiny(optimizer={"name": "sgd"}),
+        "seed": tiny(seed=1),
+        "window": tiny(data={"window": WINDOW + 1}),
+        "lanes": tiny(data={"lanes": LANES - 1}),
+    }
+    shutil.copytree(unbroken[0] / "checkpoints", tmp_path / "checkpoints")
+    said = call(mistakes, list(others.values()), data, tmp_path)
+    for word, mistake in zip(others, said, strict=True):
+        assert mistake is not None
+        assert word in mistake
+        assert "\n" not in mistake
+
+
+# Kills
+
+
+def test_a_killed_worker_s_run_goes_on_to_the_same_state(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt]
+) -> None:
+    """The drill kills once: the mark that it leaves keeps it from coming back."""
+    config = tiny(drill=("kill-worker@9",))
+    with pytest.raises(Killed) as killed:
+        call(attempt, config, data, tmp_path)
+    assert killed.value.exitcode == -signal.SIGKILL
+    assert end_of(tmp_path).step == 7
+    summary = call(attempt, config, data, tmp_path).summary
+    assert (summary.status, summary.steps, summary.resumes) == ("completed", 24, 1)
+    assert summary.state_sha256 == read_summary(unbroken[0]).state_sha256
+
+
+def test_a_run_killed_from_outside_goes_on_to_the_same_state(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt]
+) -> None:
+    run = Call(attempt, tiny(), data, tmp_path)
+    log = tmp_path / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and any(event["step"] > 15 for event in read_events(tmp_path))):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    run.kill()
+    with log.open("ab") as torn:
+        torn.write(b'{"kind": "step", "st')
+    summary = call(attempt, tiny(), data, tmp_path).summary
+    assert summary.state_sha256 == read_summary(unbroken[0]).state_sha256
+    assert (summary.steps, summary.tokens) == (24, read_summary(unbroken[0]).tokens)
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    "drills",
+    [("nan-loss@9",), ("nan-gradient@0", "nan-loss@11", "nan-gradient@11", "nan-loss@20")],
+    ids=["one", "several, at the start and at an epoch's end"],
+)
+def test_a_fault_and_its_recovery_equal_a_clean_run_that_leaves_out_the_same_windows(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt], drills: tuple[str, ...]
+) -> None:
+    """Bit for bit: weights, slots, carry and cursor; interruptions in between make no difference."""
+    config, clean = tiny(drill=drills), tiny()
+    stops = [None] if len(drills) == 1 else [3, 5, None]
+    summary = call(attempts, config, data, tmp_path / "drilled", stops)[-1].summary
+    assert (summary.status, summary.rollbacks >= len(drills)) == ("completed", True)
+    assert len(events(tmp_path / "drilled", "incident")) >= len(drills)
+    skips = [event["skip"] for event in events(tmp_path / "drilled", "rollback") if event.get("skip")]
+    begin_without(clean, data, tmp_path / "clean", unbroken[0], [tuple(skip) for skip in skips])
+    assert call(attempt, clean, data, tmp_path / "clean").summary.status == "completed"
+    assert digest(tmp_path / "drilled") == digest(tmp_path / "clean")
+
+
+def test_a_run_that_only_diverges_ends_with_its_verdict_and_stores_nothing_that_is_not_finite(
+    data: Path, tmp_path: Path
+) -> None:
+    config = tiny(
+        model={"dropout": 0.0},
+        optimizer={"name": "sgd", "clip_norm": None, "loss_scale": "token_mean"},
+        schedule={"kind": "constant", "learning_rate": 3e38, "warmup_steps": 0},
+        guard={"max_rollbacks": 2},
+        checkpoint={"every": 1},
+    )
+    first, again = call(attempts, config, data, tmp_path, [None, None])
+    for summary in (first.summary, again.summary):
+        assert (summary.status, summary.rollbacks) == ("failed", 2)
+        assert "rollbacks" in summary.reason
+        assert "\n" not in summary.reason
+    assert [event["status"] for event in events(tmp_path, "end")] == ["failed", "failed"]
+    assert len(events(tmp_path, "rollback")) == 2  # a new attempt does not give the budget back
+    assert_all_finite(tmp_path)
+
+
+def test_an_update_that_overflows_ends_with_its_verdict_and_is_not_stored(data: Path, tmp_path: Path) -> None:
+    """The gradient is finite, and so is the loss; the weights after it are not."""
+    config = tiny(
+        model={"dropout": 0.0},
+        optimizer={"name": "sgd", "clip_norm": None, "loss_scale": "sequence_sum"},
+        schedule={"kind": "constant", "learning_rate": 3e38, "warmup_steps": 0},
+        guard={"max_rollbacks": 1},
+        checkpoint={"every": 1},
+    )
+    summary = call(attempt, config, data, tmp_path).summary
+    assert summary.status == "failed"
+    assert_all_finite(tmp_path)
+
+
+def assert_all_finite(folder: Path) -> None:
+    store = CheckpointStore(folder / "checkpoints")
+    for info in store.verify_all():
+        snapshot = store.load(info.path)
+        for arrays in (snapshot.weights, snapshot.slots, snapshot.carry):
+            assert all(np.isfinite(array).all() for array in arrays.values()), info.path
+
+
+def test_epochs_whose_first_or_last_windows_are_left_out_are_evaluated_all_the_same(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt]
+) -> None:
+    begin_without(tiny(), data, tmp_path, unbroken[0], [(10, 14), (23, 24)])
+    summary = call(attempt, tiny(), data, tmp_path).summary
+    assert (summary.status, summary.steps) == ("completed", 24 - 5)
+    assert [(event["split"], event["step"]) for event in events(tmp_path, "eval")] == [
+        ("valid", 10),
+        ("valid", 19),
+        ("test", 19),
+    ]
+    positions = [event["position"] for event in events(tmp_path, "step")]
+    assert positions == [*range(10), *range(14, 23)]
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    data: Path, tmp_path: Path, unbroken: tuple[Path, Attempt]
+) -> None:
+    told = call(attempt_on_a_full_disk, tiny(), data, tmp_path, 2000)
+    assert told.mistake is None
+    assert told.summary.state_sha256 == read_summary(unbroken[0]).state_sha256
+    assert list(CheckpointStore(tmp_path / "checkpoints").list()) == []
+
+
+# Replicas and workers
+
+
+def cluster(rank: int, ports: list[int]) -> dict[str, str]:
+    """The environment that MultiWorkerMirroredStrategy reads."""
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})}
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def two_workers(config: RunConfig, data: Path, folder: Path, stops: tuple[int | None, int | None]) -> list[Attempt]:
+    ports = free_ports(2)
+    return answers(
+        [
+            Call(attempt, config, data, folder, 1, stop, rank, 2, environment=cluster(rank, ports))
+            for rank, stop in enumerate(stops)
+        ]
+    )
+
+
+def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(data: Path, tmp_path: Path) -> None:
+    """Bit for bit, with dropout, lanes that two do not divide, a fault, and a stop that one worker was asked for."""
+    config = tiny(drill=("nan-loss@9",))
+    one = Call(attempt, config, data, tmp_path / "one", 2)
+    stopped = two_workers(config, data, tmp_path / "two", (None, 10))
+    assert [told.summary.status for told in stopped] == ["interrupted"] * 2
+    assert stopped[0].summary.steps == stopped[1].summary.steps < 24
+    ended = two_workers(config, data, tmp_path / "two", (None, None))
+    wanted = answers([one])[0].summary
+    assert [told.summary.state_sha256 for told in ended] == [wanted.state_sha256] * 2
+    assert [told.summary.status for told in ended] == [wanted.status] * 2 == ["completed"] * 2
+    assert [event["kind"] for event in ended[1].published] == []  # rank 0 alone tells the world
+    assert len(ended[1].reports) == len(ended[0].reports)
+
+
+def test_a_run_goes_on_with_any_number_of_replicas_and_sees_every_target_once(data: Path, tmp_path: Path) -> None:
+    config = tiny(
+        model={"dropout": 0.0}, optimizer={"name": "sgd"}, schedule={"kind": "constant", "learning_rate": 0.5}
+    )
+    alone = Call(attempt, config, data, tmp_path / "alone")
+    for replicas, stop in ((3, 10), (2, None)):
+        summary = call(attempt, config, data, tmp_path / "changing", replicas, stop).summary
+    wanted = answers([alone])[0].summary
+    assert (summary.status, summary.steps, summary.tokens) == (wanted.status, wanted.steps, wanted.tokens)
+    assert end_of(tmp_path / "changing").cursor == end_of(tmp_path / "alone").cursor
+    found, expected = (events(tmp_path / name, "step") for name in ("changing", "alone"))
+    assert [event["position"] for event in found] == list(range(24))
+    for name in ("loss", "gradient_norm"):
+        assert [event[name] for event in found] == pytest.approx([event[name] for event in expected], rel=1e-4)
+    assert [event["tokens"] for event in found] == [event["tokens"] for event in expected]
+
+
+def test_more_replicas_than_lanes_are_refused(data: Path, tmp_path: Path) -> None:
+    mistake = call(attempt, tiny(), data, tmp_path, LANES + 1).mistake
+    assert f"more than the {LANES} lanes" in mistake
+    assert not tmp_path.joinpath("checkpoints").exists()
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,147 @@
+"""What tests of the step and of the loop run in processes of their own."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from raylm.config import RunConfig
+from raylm.data.dataset import open_dataset
+from raylm.errors import UserError
+from raylm.model.language_model import carry_names
+from raylm.observe.summary import Summary
+from raylm.training.distribute import make_strategy
+from raylm.training.loop import Datasets, Outside, train
+from raylm.training.state import fresh_carry, make_replicas
+from raylm.training.step import Batch, Control, compile_step
+from raylm.training.topology import Topology
+
+Arrays = dict[str, np.ndarray]
+
+
+class Window(NamedTuple):
+    """One window of all lanes, as `Batch`, and what the host says of it, as `Control`."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    reset: np.ndarray
+    learning_rate: float = 0.5
+    position: int = 0
+    stop: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The state after a step, and what the step said."""
+
+    weights: Arrays
+    slots: Arrays
+    carry: Arrays
+    result: dict[str, float]
+
+
+def steps(
+    replicas: int, lanes: int, words: int, scenarios: dict[str, tuple[dict[str, Any], list[Window]]]
+) -> dict[str, list[Stepped]]:
+    """For each (configuration, windows): the state before the first step and after each, from fresh weights."""
+    topology = Topology(0, 1, replicas, lanes)
+    strategy = make_strategy(topology)
+    return {
+        name: _steps(strategy, topology, RunConfig.model_validate(tree), words, windows)
+        for name, (tree, windows) in scenarios.items()
+    }
+
+
+def _steps(
+    strategy: tf.distribute.Strategy, topology: Topology, config: RunConfig, words: int, windows: list[Window]
+) -> list[Stepped]:
+    made = make_replicas(strategy, topology, config, words)
+    step = compile_step(made, config)
+    names = carry_names(config.model.layers)
+
+    def look(carry: Any, result: dict[str, float]) -> Stepped:
+        gathered = [part.numpy() for part in made.gather_carry(carry)]
+        return Stepped(
+            {name: weight.numpy() for name, weight in made.model.weights.items()},
+            {name: slot.numpy() for name, slot in made.optimizer.slots.items()},
+            dict(zip(names, gathered, strict=True)),
+            result,
+        )
+
+    carry = fresh_carry(made)
+    states = [look(carry, {})]
+    for window in windows:
+        batch = Batch(*(tf.constant(_padded(part, topology.padded_lanes)) for part in window[:4]))
+        control = Control(
+            position=tf.constant(window.position),
+            learning_rate=tf.constant(window.learning_rate),
+            stop=tf.constant(window.stop),
+            poison_loss=tf.constant(0.0),
+            poison_gradient=tf.constant(0.0),
+        )
+        result, carry = step(batch, carry, control)
+        states.append(look(carry, {name: float(value) for name, value in result._asdict().items()}))
+    return states
+
+
+def _padded(values: np.ndarray, lanes: int) -> np.ndarray:
+    return np.concatenate([values, np.zeros((lanes - len(values), *values.shape[1:]), values.dtype)])
+
+
+@dataclass
+class Attempt:
+    """One attempt at a run: its end, or the mistake that it met; what it told the world on the way."""
+
+    summary: Summary | None = None
+    mistake: str | None = None
+    published: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[tuple[dict[str, float], str | None]] = field(default_factory=list)
+
+
+def attempt(
+    config: RunConfig,
+    data: Path,
+    folder: Path,
+    replicas: int = 1,
+    stop_at: int | None = None,
+    rank: int = 0,
+    workers: int = 1,
+) -> Attempt:
+    """Trains from the newest checkpoint in `folder` on; asks to stop after `stop_at` more steps."""
+    told = Attempt()
+    asked = itertools.count()
+    outside = Outside(
+        publish=lambda event: told.published.append(dict(event)),
+        stop_requested=lambda: stop_at is not None and next(asked) >= stop_at,
+        report=lambda metrics, path: told.reports.append((dict(metrics), path and str(path))),
+    )
+    datasets = Datasets("tiny", *(open_dataset(data / split) for split in ("train", "valid", "test")))
+    try:
+        topology = Topology(rank, workers, replicas, config.data.lanes)
+        told.summary = train(config, datasets, topology, folder, outside)
+    except UserError as mistake:
+        told.mistake = str(mistake)
+    return told
+
+
+def attempts(config: RunConfig, data: Path, folder: Path, stops: list[int | None], replicas: int = 1) -> list[Attempt]:
+    """One attempt after the other at the same run, each stopped after so many more steps, None for not at all."""
+    return [attempt(config, data, folder, replicas, stop) for stop in stops]
+
+
+def mistakes(configs: list[RunConfig], data: Path, folder: Path) -> list[str | None]:
+    """What attempts to go on with other configurations meet."""
+    return [attempt(config, data, folder).mistake for config in configs]
+
+
+def attempt_on_a_full_disk(config: RunConfig, data: Path, folder: Path, most_bytes: int) -> Attempt:
+    """An attempt in which no file can grow beyond `most_bytes`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    return attempt(config, data, folder)

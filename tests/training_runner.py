@@ -1,0 +1,96 @@
+"""Runs functions in processes of their own, with TensorFlow imported already.
+
+TensorFlow allows one strategy a process and fixes the number of devices at its first operation, and a test that kills
+a training must not kill pytest. A server process imports TensorFlow once, computes nothing, and forks for each call.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import Any
+from unittest import mock
+
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+"""No chatter, no Keras (seconds to import), and the CPU, whose arithmetic is promised to repeat."""
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["raylm.training.loop"])
+
+
+class Killed(Exception):  # noqa: N818 - what a test wants to happen
+    """A process ended without an answer; `exitcode` is minus the signal that ended it."""
+
+    def __init__(self, exitcode: int | None) -> None:
+        super().__init__(f"ended with {exitcode}")
+        self.exitcode = exitcode
+
+
+class Call:
+    """A function that runs in a process of its own, which stays until its answer is taken."""
+
+    def __init__(
+        self, function: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None
+    ) -> None:
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            forkserver.ensure_running()
+        self._pipe, theirs = _PROCESSES.Pipe()
+        self.process = _PROCESSES.Process(
+            target=_answer, args=(theirs, environment or {}, function, arguments), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def answer(self, seconds: float = 120) -> Any:
+        """What the function returned; the process stays.
+
+        Raises:
+            RuntimeError: it raised; the message is its traceback.
+            Killed: the process ended without an answer.
+            TimeoutError: it does not end.
+        """
+        if not self._pipe.poll(seconds):
+            raise TimeoutError(f"no answer within {seconds} s")
+        try:
+            returned, raised = self._pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise Killed(self.process.exitcode) from None
+        if raised is not None:
+            raise RuntimeError(raised)
+        return returned
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.join()
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own."""
+    return answers([Call(function, *arguments)])[0]
+
+
+def answers(calls: Sequence[Call]) -> list[Any]:
+    """What several functions that run at once return; none of their processes ends before all have answered."""
+    try:
+        return [each.answer() for each in calls]
+    finally:
+        for each in calls:
+            each.kill()
+
+
+def _answer(pipe: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any) -> None:
+    os.environ.update(environment)
+    try:
+        pipe.send((function(*arguments), None))
+        pipe.recv()  # until the other end is closed or this process is killed
+    except EOFError:
+        return
+    except BaseException:
+        pipe.send((None, traceback.format_exc()))
+        raise
