@@ -13,7 +13,7 @@ from raylm.config import GuardConfig
 from raylm.errors import UserError
 from raylm.guard.judge import Abort, Decision, Outcome, Proceed, RollBack, judge
 from raylm.guard.ledger import Ledger, configured
-from raylm.guard.memory import Incident, Memory, read_journal, write_journal
+from raylm.guard.memory import Incident, Journal, Memory, read_journal, write_journal
 
 POLICY = GuardConfig(snapshot_every=10)
 UNIFORM = math.log(10_000)
@@ -172,8 +172,9 @@ def test_ledger_memory_and_journal_come_back_as_they_were(tmp_path) -> None:  # 
     ledger = Ledger().leave_out(5, 7).slow_down(4, 0.5)
     memory = Memory(3, Incident("spike", 5, 6, 2, 1, True, 17), (5.0, 4.5))
     assert read_journal(tmp_path) is None
-    write_journal(tmp_path, ledger, memory)
-    assert read_journal(tmp_path) == (ledger, memory)
+    journal = Journal(ledger, memory, ("nan-loss@5",))
+    write_journal(tmp_path, journal)
+    assert read_journal(tmp_path) == journal
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"ledger": {}, "memory": {}}'])

@@ -83,8 +83,7 @@ def _steps(
             position=tf.constant(window.position),
             learning_rate=tf.constant(window.learning_rate),
             stop=tf.constant(window.stop),
-            poison_loss=tf.constant(0.0),
-            poison_gradient=tf.constant(0.0),
+            strike=None,
         )
         result, carry = step(batch, carry, control)
         states.append(look(carry, {name: float(value) for name, value in result._asdict().items()}))

@@ -1,11 +1,11 @@
 """From what the probes of an incident found to its verdict: a pure function, and bisection over lanes.
 
-DATA          the window itself is bad: an id that is none, no target, or a lane that fails with fresh weights too
+DATA          the window itself is bad: an id that is none, no target, or a lane of it fails with fresh weights too
 OPTIMISATION  the weights exploded: clipped, or at a tenth of the learning rate, the same step is sound
 INTERACTION   only this window with these weights
 TRANSIENT     computed again, it was sound
 DEVICE        computed in one process on another device, it is sound
-SPIKE, UNKNOWN say what is not known
+UNKNOWN       none of these could be shown
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Name = Literal["OPEN", "DATA", "OPTIMISATION", "INTERACTION", "TRANSIENT", "DEVI
 class Findings:
     """What the probes of a step found; None for a probe that was not made.
 
-    problems: what validation says against the batch. reproduced: the step fails in one process too. lane: the one lane
-    that fails alone. lane_text: what it reads and where that lies. first: the first non-finite tensor, and where in it.
-    The others: whether the step is sound with fresh weights, with another window, clipped at `clip`, or with a tenth
+    problems: what validation says against the batch. reproduced: the step fails in one process too. lane: the one
+    without which it is sound. lane_text: what it reads and where that lies. passes: made to find it. first: the first
+    non-finite tensor, and where in it. The others: whether the step is sound with fresh weights, with another window, clipped at `clip`, or with a tenth
     of the learning rate since the snapshot.
     """
 
@@ -82,7 +82,7 @@ def conclude(findings: Findings, position: int, learning_rate: float) -> Verdict
             "DATA",
             f"{findings.problems[0]}{more}{where}",
             "without the window",
-            "the window is left out; prepare the data again, and `raylm verify` it",
+            "the window is left out; prepare the data again, and `raylm data verify` it",
             without,
         )
     if findings.reproduced is False:
@@ -92,7 +92,7 @@ def conclude(findings: Findings, position: int, learning_rate: float) -> Verdict
             "on another device",
             "the window is left out; run `raylm replay` on the machine that failed, and test its memory",
         )
-    lane = f"lane {findings.lane} alone fails" if findings.lane is not None else ""
+    lane = f"lane {findings.lane} is to blame" if findings.lane is not None else ""
     lane += f", which reads {findings.lane_text}" if lane and findings.lane_text else ""
     first = f"the first non-finite tensor is {findings.first}" if findings.first else "no tensor is non-finite"
     if findings.lane is not None and findings.fresh_weights_sound is False:
@@ -138,15 +138,15 @@ def conclude(findings: Findings, position: int, learning_rate: float) -> Verdict
 
 
 def bisect_lanes(lanes: Sequence[int], fails: Callable[[Sequence[int]], bool]) -> tuple[int | None, int]:
-    """The lane that fails alone, and the passes it took: at most ⌈log₂ lanes⌉ + 1.
+    """The lane without which a step is sound, and the passes it took: at most ⌈log₂ lanes⌉ + 1.
 
-    fails: whether a pass over these lanes alone fails; it is known to over all of them. None where no lane of those
-    looked at fails alone, so that the fault belongs to several together or to none.
+    fails: whether a pass over these lanes alone fails; it is known to over all of them. None where the step fails
+    without that lane too, so that several lanes are to blame, or none.
     """
-    passes = 0
-    while len(lanes) > 1:
-        half = lanes[: (len(lanes) + 1) // 2]
+    suspects, passes = lanes, 0
+    while len(suspects) > 1:
+        half = suspects[: (len(suspects) + 1) // 2]
         passes += 1
-        lanes = half if fails(half) else lanes[len(half) :]
-    passes += 1
-    return (lanes[0] if fails(lanes) else None), passes
+        suspects = half if fails(half) else suspects[len(half) :]
+    others = [lane for lane in lanes if lane != suspects[0]]
+    return (None if others and fails(others) else suspects[0]), passes + bool(others)

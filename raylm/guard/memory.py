@@ -58,13 +58,26 @@ class Memory:
             raise UserError(f"the guard's memory is malformed ({error!r})") from None
 
 
-def write_journal(run_folder: Path, ledger: Ledger, memory: Memory) -> None:
+@dataclass(frozen=True)
+class Journal:
+    """The last decision to roll back, and the drills that had struck by then."""
+
+    ledger: Ledger
+    memory: Memory
+    drills: tuple[str, ...] = ()
+
+
+def write_journal(run_folder: Path, journal: Journal) -> None:
     """Keeps a decision before anything is done on it. Raises: UserError: the folder cannot be written to."""
-    content = {"ledger": ledger.to_json(), "memory": memory.to_json()}
+    content = {
+        "ledger": journal.ledger.to_json(),
+        "memory": journal.memory.to_json(),
+        "drills": list(journal.drills),
+    }
     write_file(run_folder / JOURNAL, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_journal(run_folder: Path) -> tuple[Ledger, Memory] | None:
+def read_journal(run_folder: Path) -> Journal | None:
     """The last decision; None where there was none.
 
     Raises:
@@ -73,7 +86,8 @@ def read_journal(run_folder: Path) -> tuple[Ledger, Memory] | None:
     path = run_folder / JOURNAL
     try:
         content = json.loads(path.read_bytes())
-        return Ledger.from_json(content["ledger"]), Memory.from_json(content["memory"])
+        drills = tuple(str(drill) for drill in content["drills"])
+        return Journal(Ledger.from_json(content["ledger"]), Memory.from_json(content["memory"]), drills)
     except FileNotFoundError:
         return None
     except OSError as error:

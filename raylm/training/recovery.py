@@ -14,10 +14,11 @@ from typing import Any
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
 from raylm.data.streams import Streams
+from raylm.errors import UserError
 from raylm.guard.drills import Drill
 from raylm.guard.judge import Abort, Outcome, Proceed, RollBack, judge
 from raylm.guard.ledger import configured
-from raylm.guard.memory import Memory, read_journal, write_journal
+from raylm.guard.memory import Journal, Memory, read_journal, write_journal
 from raylm.guard.ring import Ring
 from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
@@ -62,10 +63,10 @@ class Recovery:
         journal = read_journal(self.run_folder)
         ledgers = [configured(self.policy)]
         if journal is not None:
-            ledger, memory = journal
-            ledgers.append(ledger)
-            if memory.rollbacks > self.memory.rollbacks:
-                self.memory = replace(memory, losses=self.memory.losses)
+            ledgers.append(journal.ledger)
+            if journal.memory.rollbacks > self.memory.rollbacks:
+                self.memory = replace(journal.memory, losses=self.memory.losses)
+                state.drills = tuple(dict.fromkeys((*state.drills, *journal.drills)))
         for ledger in ledgers:
             state.ledger = state.ledger.union(ledger.since(state.cursor.position))
         incident = self.memory.incident
@@ -116,7 +117,7 @@ class Recovery:
         self.record.incident(outcome, decision.reason)
         before = self.memory.incident
         if self.record.writes:
-            write_journal(self.run_folder, decision.ledger, decision.memory)
+            self._write_journal(Journal(decision.ledger, decision.memory, state.drills))
         if decision.left_out is not None and before is not None and self.record.writes:
             self.investigation.failed_again(before)
         kept = self.ring.back_to(decision.to)
@@ -135,3 +136,9 @@ class Recovery:
         factor = self.learning_rate_factor(back, back.cursor.position)
         self.record.rollback(outcome, back.step, accounts, decision, factor)
         return back
+
+    def _write_journal(self, journal: Journal) -> None:
+        try:
+            write_journal(self.run_folder, journal)
+        except UserError as problem:  # a full disk costs the record, not the run
+            self.record.note(f"the rollback is not kept for a restart: {problem}")
