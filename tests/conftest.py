@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Before any test imports TensorFlow: no chatter, no Keras (seconds to import), and the CPU, whose arithmetic repeats.
+for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": "-1"}.items():
+    os.environ.setdefault(name, value)
+
 
 @pytest.fixture(scope="session")
 def ptb_dir() -> Path:

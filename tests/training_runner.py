@@ -10,13 +10,8 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
-from unittest import mock
-
-ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
-"""No chatter, no Keras (seconds to import), and the CPU, whose arithmetic is promised to repeat."""
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["raylm.training.loop"])
@@ -36,8 +31,6 @@ class Call:
     def __init__(
         self, function: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None
     ) -> None:
-        with mock.patch.dict(os.environ, ENVIRONMENT):
-            forkserver.ensure_running()
         self._pipe, theirs = _PROCESSES.Pipe()
         self.process = _PROCESSES.Process(
             target=_answer, args=(theirs, environment or {}, function, arguments), daemon=True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import ray.data
 from ray import cloudpickle
 from ray.data import TaskPoolStrategy
 from ray.exceptions import RayError
+from ray.util import get_node_ip_address
 
 from raylm.cluster.connection import connected, gist, output_to
 from raylm.data.options import PrepareOptions
@@ -52,10 +54,17 @@ def prepare_on_ray(
         UserError: as `prepare`, and where no cluster can be reached.
         WorkersLost: a task failed, or its workers died, too often.
     """
-    on_end = signal.getsignal(signal.SIGTERM)
-    with output_to(log), connected(address):
-        signal.signal(signal.SIGTERM, on_end)  # Ray sets one of its own
-        return prepare(inputs, output, options, run=on_ray(tasks_at_once), report=report)
+    ray_connection = ExitStack()
+    with output_to(log):
+        try:
+            with _signals_held() as held:
+                ray_connection.enter_context(connected(address))
+            for number in held[:1]:
+                signal.raise_signal(number)
+            return prepare(inputs, output, options, run=on_ray(tasks_at_once), report=report)
+        finally:
+            with _signals_held():  # what was prepared stays prepared
+                ray_connection.close()
 
 
 def on_ray(tasks_at_once: int | None = None) -> Runner:
@@ -73,7 +82,7 @@ def on_ray(tasks_at_once: int | None = None) -> Runner:
         rows = [{"item": cloudpickle.dumps(item)} for item in items]
         outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _do,
-            fn_kwargs={"work": cloudpickle.dumps(work)},
+            fn_kwargs={"work": cloudpickle.dumps(work), "driver": get_node_ip_address()},
             num_cpus=1,
             compute=TaskPoolStrategy(size=tasks_at_once),
             max_retries=MAX_RETRIES,
@@ -89,10 +98,25 @@ def on_ray(tasks_at_once: int | None = None) -> Runner:
     return run
 
 
-def _do(row: dict[str, Any], work: bytes) -> dict[str, Any]:
+def _do(row: dict[str, Any], work: bytes, driver: str) -> dict[str, Any]:
     """One task: what it gives, or the mistake of the user's that it met, which is no reason to try again."""
     try:
         result = cloudpickle.loads(work)(cloudpickle.loads(row["item"]))
     except UserError as error:
-        return {"result": b"", "error": str(error)}
+        node = get_node_ip_address()
+        return {"result": b"", "error": f"{error}{f' (on node {node})' if node != driver else ''}"}
     return {"result": cloudpickle.dumps(result), "error": ""}
+
+
+@contextmanager
+def _signals_held() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM: Ray must not be cut short while it starts or stops."""
+    held: list[int] = []
+    before = {
+        number: signal.signal(number, lambda got, _: held.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():  # Ray sets one of its own
+            signal.signal(number, handler)

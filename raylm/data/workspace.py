@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Protocol
 
 from raylm.data.caching import storing
+from raylm.data.manifest import INDEX, MANIFEST, REJECTS, VOCABULARY
 from raylm.data.upload import Destination, is_uri
 from raylm.errors import UserError
 
@@ -101,7 +102,7 @@ class FolderWorkspace:
 
 @dataclass(frozen=True)
 class StoreWorkspace:
-    """In the folder `work` beside a dataset that is being made at a URI."""
+    """In the folder `work` beside a dataset that is being made at a URI, where there was none before."""
 
     uri: str
     work: str
@@ -133,7 +134,7 @@ class StoreWorkspace:
         _destination(self.uri).remove(self.work)
 
     def discard(self) -> None:
-        for name in (self.work, *self.placed):
+        for name in (MANIFEST, INDEX, VOCABULARY, REJECTS, *self.placed, self.work):
             with suppress(UserError):
                 _destination(self.uri).remove(name)
 

@@ -94,7 +94,7 @@ def read_record(folder: Path) -> RunRecord:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {place}: {first['msg']}; it was written by another raylm, or changed") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); put it back from a copy") from None
 
 

@@ -60,6 +60,7 @@ class Recorder:
         )
         self.tokens = 0
         self.resumes = 0
+        self.dataset: str | None = None
         self.scores: dict[str, Score] = {}
         self.epoch_loss = EpochLoss(0, 0.0, 0)
         self.rates: list[float | None] = []
@@ -75,6 +76,7 @@ class Recorder:
         """The run starts, or goes on: from here on time counts."""
         if not self.writes:
             return
+        self.dataset = facts["dataset"]
         self.floors = {"uniform_nats": math.log(len(train.vocabulary)), "unigram_nats": unigram_nats(train)}
         self.emit(
             "start",
@@ -228,6 +230,7 @@ class Recorder:
             state_sha256=state_sha256(snapshot),
             seconds=self.clock() - self.began,
             recipe=self.config.recipe,
+            dataset=self.dataset,
             uniform_nats=self.floors.get("uniform_nats"),
             unigram_nats=self.floors.get("unigram_nats"),
         )
