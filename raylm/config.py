@@ -143,6 +143,8 @@ class GuardConfig(Section):
     """A loss this many robust deviations above the median of the last sound ones is a spike."""
     probe_seconds: PositiveFloat = 60.0
     """Time to find out why a step fails that failed twice; `raylm replay` goes on later without a limit."""
+    step_timeout: PositiveFloat = 600.0
+    """Seconds without progress after which a worker ends itself, and all start anew from the newest checkpoint."""
     leave_out: tuple[Annotated[str, AfterValidator(_is_range)], ...] = ()
     """Windows to leave out from the start, FIRST:LAST each, LAST not included: what a rollback did to another run."""
     slow_down: tuple[Annotated[str, AfterValidator(_is_slow_down)], ...] = ()

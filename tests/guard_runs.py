@@ -52,25 +52,8 @@ def run_all(
 
     kill_at_rollback: the rollback in which rank 0 dies by SIGKILL; then there are no summaries.
     """
-    ports = [str(_free_port()) for _ in range(workers)]
-    command = [sys.executable, __file__, str(folder)]
-    jobs = json.dumps({"runs": list(configs.items()), "kill_at_rollback": kill_at_rollback})
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(replicas), *ports],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(workers)
-    ]
+    processes = start_all(folder, configs, replicas, workers, kill_at_rollback)
     try:
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write(jobs)
-            process.stdin.close()
-            process.stdin = None
         outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
@@ -88,6 +71,35 @@ def run_all(
     return dict(zip(configs, summaries[0], strict=True))
 
 
+def start_all(
+    folder: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    replicas: int = 1,
+    workers: int = 1,
+    kill_at_rollback: int = 0,
+) -> list[subprocess.Popen[str]]:
+    """The processes of `run_all`, under way."""
+    ports = [str(_free_port()) for _ in range(workers)]
+    command = [sys.executable, __file__, str(folder)]
+    jobs = json.dumps({"runs": list(configs.items()), "kill_at_rollback": kill_at_rollback})
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(replicas), *ports],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(workers)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(jobs)
+        process.stdin.close()
+        process.stdin = None
+    return processes
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -103,7 +115,8 @@ def _main(folder: Path, rank: int, replicas: int, ports: list[str]) -> None:
 
     from raylm.config import RunConfig
     from raylm.data.dataset import open_dataset
-    from raylm.training.loop import Datasets, Outside, train
+    from raylm.training.datasets import Datasets
+    from raylm.training.loop import Outside, train
     from raylm.training.topology import Topology
 
     text = folder / f"text-{rank}"

@@ -16,8 +16,9 @@ from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
 from raylm.model.language_model import carry_names
 from raylm.observe.summary import Summary
+from raylm.training.datasets import Datasets
 from raylm.training.distribute import make_strategy
-from raylm.training.loop import Datasets, Outside, train
+from raylm.training.loop import Outside, train
 from raylm.training.state import fresh_carry, make_replicas
 from raylm.training.step import Batch, Control, compile_step
 from raylm.training.topology import Topology

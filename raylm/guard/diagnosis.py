@@ -23,8 +23,8 @@ class Findings:
 
     problems: what validation says against the batch. reproduced: the step fails in one process too. lane: the one
     without which it is sound. lane_text: what it reads and where that lies. passes: made to find it. first: the first
-    non-finite tensor, and where in it. The others: whether the step is sound with fresh weights, with another window, clipped at `clip`, or with a tenth
-    of the learning rate since the snapshot.
+    non-finite tensor, and where in it. The others: whether the step is sound with fresh weights, with another window,
+    clipped at `clip`, or with a tenth of the learning rate since the snapshot.
     """
 
     problems: tuple[str, ...] = ()

@@ -6,6 +6,9 @@ runs with drills are compiled with it.
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,3 +116,14 @@ def strike_state(replicas: Replicas, carry: Any, drill: Drill) -> Any:
             values.reshape(-1)[-1] = drill.value
             copy.assign(values)
     return carry
+
+
+def strike_process(drill: Drill, run_folder: Path) -> None:
+    """Kills or stops this process; a mark in the run's folder keeps that from coming back."""
+    mark = run_folder / "drills" / str(drill)
+    mark.parent.mkdir(exist_ok=True)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL if drill.kind == "kill-worker" else signal.SIGSTOP)

@@ -6,10 +6,9 @@ rank 0 alone writes files, evaluates and tells the world.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,17 @@ import tensorflow as tf
 
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
-from raylm.data.dataset import Dataset
-from raylm.data.streams import Streams, Window
+from raylm.data.streams import Window
 from raylm.guard.drills import PROCESS_KINDS, STATE_SITES, Drill, due, parse_drills
 from raylm.guard.judge import Outcome
 from raylm.guard.ledger import Ledger
+from raylm.guard.watchdog import Watchdog
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
+from raylm.training.datasets import Datasets, open_streams
 from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
-from raylm.training.inject import strike_of, strike_state, struck_batch
+from raylm.training.inject import strike_of, strike_process, strike_state, struck_batch
 from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
 from raylm.training.recovery import Diverged, Recovery
@@ -53,16 +53,6 @@ class Outside:
     report: Callable[[Mapping[str, float], Path | None], None]
 
 
-@dataclass(frozen=True)
-class Datasets:
-    """The opened splits of a corpus, with its name; they share one vocabulary."""
-
-    name: str
-    train: Dataset
-    valid: Dataset
-    test: Dataset
-
-
 def train(config: RunConfig, datasets: Datasets, topology: Topology, run_folder: Path, outside: Outside) -> Summary:
     """Trains to the end of the configured run, from the newest checkpoint in `run_folder` if it holds one.
 
@@ -71,12 +61,14 @@ def train(config: RunConfig, datasets: Datasets, topology: Topology, run_folder:
     Raises:
         UserError: the checkpoint does not fit the run, or more replicas than devices or lanes were asked for.
     """
-    run = _Run(config, datasets, topology, run_folder, outside)
-    try:
-        status, reason = run.until_the_end()
-    except Diverged as verdict:
-        status, reason = "failed", str(verdict)
-    return run.finish(status, reason)
+    with Watchdog(run_folder / "alive", topology.rank, config.guard.step_timeout) as watchdog:
+        with watchdog.busy():
+            run = _Run(config, datasets, topology, run_folder, outside, watchdog)
+        try:
+            status, reason = run.until_the_end()
+        except Diverged as verdict:
+            status, reason = "failed", str(verdict)
+        return run.finish(status, reason)
 
 
 @dataclass(frozen=True)
@@ -94,24 +86,31 @@ class _Run:
     """One attempt at a run, from its newest checkpoint to its end or to the loss of a worker."""
 
     def __init__(
-        self, config: RunConfig, datasets: Datasets, topology: Topology, run_folder: Path, outside: Outside
+        self,
+        config: RunConfig,
+        datasets: Datasets,
+        topology: Topology,
+        run_folder: Path,
+        outside: Outside,
+        watchdog: Watchdog,
     ) -> None:
         self.config, self.datasets, self.topology, self.outside = config, datasets, topology, outside
-        self.run_folder = run_folder
+        self.run_folder, self.watchdog = run_folder, watchdog
         self.drills = parse_drills(config.drill)
-        self.streams = _open_streams(config, datasets.train, topology)
+        self.streams = open_streams(config, datasets.train, topology)
         self.total_steps = config.steps or sum(map(self.streams.windows_per_epoch, range(config.epochs)))
         self.store = CheckpointStore(run_folder / "checkpoints")
         self.record = Recorder(config, run_folder, topology.rank, outside.publish)
         self.sent: deque[_Sent] = deque()
         self.newest: Path | None = None
         self.saved_at = -1
+        self.compiled = False
         self.record.wait("building the model")
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
         self.step = compile_step(self.replicas, config)
         self.evaluator = Evaluator(self.replicas.model)
         whole = replace(topology, rank=0, workers=1, replicas=topology.workers * topology.replicas)
-        all_lanes = _open_streams(config, datasets.train, whole)
+        all_lanes = open_streams(config, datasets.train, whole)
         investigation = Investigation(config, whole, all_lanes, self.record, run_folder, self.total_steps)
         self.recovery = Recovery(
             config, self.replicas, self.streams, investigation, self.record, self.store, run_folder
@@ -156,7 +155,9 @@ class _Run:
                 self._pause()
                 if self._over():
                     return "completed", f"{self.state.step} updates"
-            self._send()
+            with nullcontext() if self.compiled else self.watchdog.busy():
+                self._send()
+                self.compiled = True
 
     def _send(self) -> None:
         """Gives the next window to the device and moves the state past it, as if its update will be applied."""
@@ -184,18 +185,12 @@ class _Run:
         state.step, state.cursor = state.step + 1, self.streams.settle(cursor)
 
     def _strike(self, drill: Drill) -> None:
-        """Injects what is not injected in the step; a mark in the run's folder keeps a kill from coming back."""
+        """Injects what is not injected in the step."""
         self.state.drills += () if drill.sticky else (str(drill),)
         if drill.site in STATE_SITES:
             self.state.carry = strike_state(self.replicas, self.state.carry, drill)
         if drill.kind in PROCESS_KINDS and self.topology.rank == self.topology.workers - 1:
-            mark = self.run_folder / "drills" / str(drill)
-            mark.parent.mkdir(exist_ok=True)
-            try:
-                mark.touch(exist_ok=False)
-            except FileExistsError:
-                return
-            os.kill(os.getpid(), signal.SIGKILL if drill.kind == "kill-worker" else signal.SIGSTOP)
+            strike_process(drill, self.run_folder)
 
     def _settle(self, left: int) -> bool:
         """Reads outcomes until `left` are in flight; rolls back at a bad one. True where a rank asks to stop."""
@@ -203,6 +198,7 @@ class _Run:
         while len(self.sent) > left:
             sent = self.sent.popleft()
             loss_sum, tokens, norm, applied, asked = (float(value) for value in sent.result)
+            self.watchdog.beat()
             stop = stop or asked > 0
             look = applied and left == 0 and not self.sent  # a state that is not finite is never kept or saved
             outcome = Outcome(
@@ -216,7 +212,8 @@ class _Run:
                 learning_rate=sent.learning_rate,
                 not_finite=self.recovery.health(self.state.carry) if look else "",
             )
-            back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)
+            with self._long():
+                back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)
             if back is not None:
                 self.sent.clear()
                 self.state = back
@@ -264,10 +261,14 @@ class _Run:
         if self._evaluation_due():
             self._evaluate()
 
+    def _long(self) -> AbstractContextManager[None]:
+        """Around what rank 0 does while the others wait."""
+        return self.watchdog.busy() if self.topology.rank == 0 else nullcontext()
+
     def _sample(self) -> None:
         report, state = self.config.report, self.state
         vocabulary = self.datasets.train.vocabulary
-        with self.record.apart():
+        with self.record.apart(), self._long():
             text = self.evaluator.sample(
                 vocabulary, report.sample_prompt, report.sample_words, self.config.seed, state.step
             )
@@ -281,14 +282,14 @@ class _Run:
             for split in ("valid", "test") if self._over() else ("valid",):
                 self.record.wait(f"evaluating on the {split} text")
                 began = self.record.clock()
-                with self.record.apart():
+                with self.record.apart(), self._long():
                     score = self.evaluator.score(getattr(self.datasets, split))
                 self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
         self.outside.report(self.record.metrics(), self.newest)
 
     def _save(self) -> None:
         """Saves the state, which was looked at after its last step. The capture is a collective."""
-        with self.record.apart():
+        with self.record.apart(), self._long():
             extra = {**self.record.extra(), "guard": self.recovery.memory.to_json()}
             snapshot = capture(self.replicas, self.state, self.config.seed, extra)
             self.saved_at = self.state.step
@@ -299,16 +300,3 @@ class _Run:
         """The summary; rank 0 writes it. A collective: the state's digest is over every lane's carry."""
         snapshot = capture(self.replicas, self.state, self.config.seed, {})
         return self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)
-
-
-def _open_streams(config: RunConfig, dataset: Dataset, topology: Topology) -> Streams:
-    return Streams(
-        dataset,
-        lanes=config.data.lanes,
-        window=config.data.window,
-        seed=config.seed,
-        order=config.data.order,
-        first_lane=topology.first_lane,
-        stop_lane=topology.stop_lane,
-        pad_lanes_to=topology.padded_lanes,
-    )
