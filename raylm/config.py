@@ -58,7 +58,7 @@ def _is_slow_down(text: str) -> str:
 class DataConfig(Section):
     corpus: tuple[str, ...] = Field(("auto",), min_length=1)
     """What to train on: auto (PTB where it can be had, else the sample), ptb, sample, one or more text files, or a
-    folder with train/valid/test text."""
+    folder (for datasets of `raylm prepare` also a URI) with train, valid and test."""
     data_dir: Path | None = None
     """Folder that holds ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
     cache_dir: Path | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -88,8 +88,9 @@ def test_the_dataset_is_the_same_byte_for_byte_for_any_number_of_workers(
     assert len(files(tmp_path / "there")) > 8
 
 
-def die() -> None:
+def die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("a killed process goes on")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,6 @@ def test_killed_workers_change_no_byte(
 
 def always_dies(item: int) -> int:
     die()
-    return item
 
 
 def test_a_task_that_kills_every_worker_ends_in_one_clear_line(on_ray: Callable[..., Runner]) -> None:

@@ -13,6 +13,7 @@ from raylm.config import RunConfig
 from raylm.data.caching import default_cache_dir
 from raylm.data.corpora import find_corpus
 from raylm.data.prepare import prepare_corpus
+from raylm.data.prepared import find_prepared
 from raylm.errors import UserError
 from raylm.guard.drills import parse_drills
 from raylm.observe.run_folder import RunRecord, create_run_folder, remove_unstarted
@@ -55,10 +56,14 @@ def prepare(config: RunConfig, say: Callable[[str], None]) -> RunRecord:
         UserError: the corpus cannot be had, read or cached.
     """
     data = config.data
+    datasets = find_prepared(data.corpus)
+    if datasets is not None:
+        name = data.corpus[0].rstrip("/").rpartition("/")[2]
+        return RunRecord(config, name, "Your own text: perplexities are not PTB's.", datasets)
     cache = (data.cache_dir or default_cache_dir()).expanduser()
     corpus = find_corpus(
         data.corpus, data_dir=data.data_dir.expanduser() if data.data_dir else None, cache_dir=cache, say=say
     )
-    prepared = prepare_corpus(corpus, cache / "datasets", say, vocabulary_size=data.vocabulary_size)
-    datasets = {split: str(path) for split, path in asdict(prepared).items()}
+    prepared = asdict(prepare_corpus(corpus, cache / "datasets", say, vocabulary_size=data.vocabulary_size))
+    datasets = {split: str(path) for split, path in prepared.items()}
     return RunRecord(config, corpus.name, corpus.note, datasets)

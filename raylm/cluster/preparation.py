@@ -84,7 +84,7 @@ def on_ray(tasks_at_once: int | None = None) -> Runner:
             _do,
             fn_kwargs={"work": cloudpickle.dumps(work), "driver": get_node_ip_address()},
             num_cpus=1,
-            compute=TaskPoolStrategy(size=tasks_at_once),
+            compute=TaskPoolStrategy(size=min(tasks_at_once or len(rows), len(rows))),
             max_retries=MAX_RETRIES,
         )
         try:

@@ -1,0 +1,35 @@
+"""Datasets that were prepared before, as the corpus of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raylm.data.dataset import open_dataset
+from raylm.data.manifest import MANIFEST
+from raylm.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+
+
+def find_prepared(corpus: tuple[str, ...]) -> dict[str, str] | None:
+    """The datasets of train, valid and test below one folder or URI; None where the corpus is something else.
+
+    Raises:
+        UserError: one of them is missing or damaged, or their vocabularies differ.
+    """
+    if len(corpus) != 1:
+        return None
+    place = corpus[0].rstrip("/")
+    if "://" not in place and not any((Path(place).expanduser() / split / MANIFEST).is_file() for split in SPLITS):
+        return None
+    if "://" not in place:
+        place = str(Path(place).expanduser().resolve())
+    datasets = {split: f"{place}/{split}" for split in SPLITS}
+    vocabularies = {split: open_dataset(path).vocabulary for split, path in datasets.items()}
+    for split in SPLITS[1:]:
+        if vocabularies[split] != vocabularies["train"]:
+            raise UserError(
+                f"{datasets[split]} has another vocabulary than {datasets['train']}: prepare it again with "
+                f"--vocab {datasets['train']}"
+            )
+    return datasets
