@@ -87,7 +87,7 @@ def _statistics(title: str, values: np.ndarray, name: str, first_lane: int, lane
         "non_finite": int(values.size - sound.size),
         "smallest": float(sound.min()) if sound.size else None,
         "largest": float(sound.max()) if sound.size else None,
-        "mean_size": float(np.abs(sound).mean()) if sound.size else None,
+        "mean_size": float(np.abs(sound).mean(dtype=np.float64)) if sound.size else None,
         "first": "",
     }
     if sound.size < values.size:
