@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 from raylm.data.dataset import open_dataset
 from raylm.data.options import PrepareOptions
 from raylm.data.prepare import PrepareResult, prepare
-from raylm.data.runners import Runner
+from raylm.data.runners import Runner, WorkersLost
 from raylm.data.workspace import FolderWorkspace
 from raylm.errors import UserError
 
@@ -143,8 +145,6 @@ def always_dies(item: int) -> int:
 
 
 def test_a_task_that_kills_every_worker_ends_in_one_clear_line(on_ray: Callable[..., Runner]) -> None:
-    from raylm.cluster.preparation import WorkersLost
-
     with pytest.raises(WorkersLost, match="a task could not be done") as lost:
         list(on_ray()(always_dies, [1]))
     assert "\n" not in str(lost.value)
@@ -215,6 +215,36 @@ def test_an_interrupted_command_leaves_nothing(number: int, code: int, cluster: 
     assert process.returncode == code
     assert "Traceback" not in said
     time.sleep(1)
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def workers_of(cluster_pid: int) -> list[int]:
+    """The processes below one that do a task of Ray Data."""
+    found, parents = [], {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            status = (entry / "stat").read_text()
+            parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
+            if (entry / "cmdline").read_bytes().startswith(b"ray::Map(_do)"):
+                found.append(int(entry.name))
+    return [pid for pid in found if parents.get(parents.get(pid, 0)) == cluster_pid]
+
+
+def test_workers_that_die_too_often_are_told_with_exit_code_1(cluster: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("of all that is said of it, this is a line\n" * 2_000_000)
+    words = command(text, "--output", tmp_path / "out", "--ray", "--address", cluster)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        for pid in workers_of(os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    said = process.stderr.read().splitlines()[-1] if process.stderr else ""
+    assert process.returncode == 1
+    found = re.fullmatch(r"raylm prepare: a task could not be done \(.+\); what Ray printed is in (.+\.log)", said)
+    assert found
+    Path(found[1]).unlink()
     assert list(tmp_path.iterdir()) == [text]
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from raylm.data.runners import in_processes, run_here
+from raylm.data.runners import WorkersLost, in_processes, run_here
 from raylm.errors import UserError
 
 
@@ -32,7 +32,7 @@ def test_every_item_is_done_by_one_process_or_several() -> None:
 
 
 def test_a_process_that_dies_is_one_clear_line() -> None:
-    with pytest.raises(UserError, match="a worker process died"):
+    with pytest.raises(WorkersLost, match="a worker process died"):
         list(in_processes(2)(die, range(3)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -255,3 +256,16 @@ def test_where_says_what_each_lane_reads(counting: Dataset, kind: str) -> None:
 def test_a_negative_position_is_refused(counting: Dataset) -> None:
     with pytest.raises(UserError, match="positions count from 0"):
         where(Streams(counting, lanes=2, window=3, seed=0), -1)
+
+
+def test_a_whole_copy_in_the_cache_hides_no_damage_in_the_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
+    remote = open_dataset(folder.as_uri())
+    remote.read(0, 1)
+    end = time.monotonic() + 20
+    while not list((folder.parent / "cache").rglob(remote.manifest.files["shards/00000.arrow"].sha256 + "*")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert verify_dataset(folder.as_uri()).faults == ()
+    flip(folder / "shards/00000.arrow", 500)
+    assert len(verify_dataset(folder.as_uri()).faults) == 1

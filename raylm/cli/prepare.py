@@ -23,7 +23,7 @@ from raylm.cli.tables import Facts, print_facts, print_json
 from raylm.data.manifest import REJECTS
 from raylm.data.options import PrepareOptions
 from raylm.data.prepare import PrepareResult, prepare
-from raylm.data.runners import in_processes
+from raylm.data.runners import WorkersLost, in_processes
 from raylm.errors import UserError
 
 SUMMARY = "Turn text into a dataset: plain, gzip or zstd text, or Parquet, one line (or row) a sentence."
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str], program: str = "raylm prepare") -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted; nothing is left behind", file=sys.stderr)
         return 130
-    except _Failed as failed:
-        print(f"{program}: {failed}", file=sys.stderr)
+    except WorkersLost as lost:
+        print(f"{program}: {lost}", file=sys.stderr)
         return 1
     if command.as_json:
         print_json(sys.stdout, asdict(result))
@@ -73,20 +73,21 @@ def main(arguments: Sequence[str], program: str = "raylm prepare") -> int:
     return 0
 
 
-class _Failed(Exception):  # noqa: N818 - an end of the command
-    """It could not be done, and not for a mistake of the user's."""
-
-
 def _prepare_here(command: PrepareCommand, progress: ByteProgress) -> PrepareResult:
-    run = in_processes(command.processes or len(os.sched_getaffinity(0)))
+    run = in_processes(command.processes or _cores())
     return prepare(
         command.input, command.output, _options(command), run=run, report=lambda at: progress.tell(*asdict(at).values())
     )
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _prepare_on_ray(command: PrepareCommand, progress: ByteProgress) -> PrepareResult:
     progress.tell("starting Ray", 0, 0)
-    from raylm.cluster.preparation import WorkersLost, prepare_on_ray  # here: importing Ray takes a second
+    from raylm.cluster.preparation import prepare_on_ray  # here: importing Ray takes a second
 
     handle, log = tempfile.mkstemp(prefix="raylm-prepare-", suffix=".log")
     os.close(handle)
@@ -101,7 +102,7 @@ def _prepare_on_ray(command: PrepareCommand, progress: ByteProgress) -> PrepareR
             report=lambda at: progress.tell(*asdict(at).values()),
         )
     except WorkersLost as lost:
-        raise _Failed(f"{lost}; what Ray printed is in {log}") from None
+        raise WorkersLost(f"{lost}; what Ray printed is in {log}") from None
     except BaseException:
         Path(log).unlink()
         raise

@@ -67,7 +67,7 @@ class ByteProgress:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(file=self._stream), transient=True) as bar:
-            shown, task = "", bar.add_task("")
+            shown, task = "", bar.add_task("", total=None)
             while True:
                 what, done, total = self._state
                 if what != shown:

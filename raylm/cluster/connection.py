@@ -19,20 +19,20 @@ _SECONDS_TO_ANSWER = 5.0
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Connects to the cluster that is asked for, or starts Ray on this machine for the time being.
+def connected(address: str | None, option: str = "--cluster.address") -> Iterator[None]:
+    """Connects to the cluster that is asked for by an option, or starts Ray on this machine for the time being.
 
     Raises:
         UserError: there is no cluster at the address, or it wants a token.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_reachable(address)
+    _check_reachable(address, option)
     local = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except Exception as error:  # Ray raises many kinds for a cluster that is not there
         raise UserError(
-            f"no Ray cluster could be reached at {address!r} ({gist(error)}): check --cluster.address and "
+            f"no Ray cluster could be reached at {address!r} ({gist(error)}): check {option} and "
             "$RAY_ADDRESS; a cluster with token authentication also needs RAY_AUTH_MODE=token and its token"
         ) from None
     try:
@@ -41,7 +41,7 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
+def _check_reachable(address: str, option: str) -> None:
     """Finds out in seconds what `ray.init` finds out in ten minutes: that nobody listens."""
     match = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address)
     if match is None:
@@ -50,7 +50,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((match[1], int(match[2])), _SECONDS_TO_ANSWER).close()
     except OSError as error:
         raise UserError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}): check --cluster.address and "
+            f"no Ray cluster answers at {address} ({error.strerror or error}): check {option} and "
             "$RAY_ADDRESS, or leave both out to start Ray on this machine"
         ) from None
 

@@ -21,7 +21,7 @@ from ray.util import get_node_ip_address
 from raylm.cluster.connection import connected, gist, output_to
 from raylm.data.options import PrepareOptions
 from raylm.data.prepare import PrepareResult, prepare
-from raylm.data.runners import Runner
+from raylm.data.runners import Runner, WorkersLost
 from raylm.data.stages import Report
 from raylm.errors import UserError
 
@@ -30,10 +30,6 @@ Result = TypeVar("Result")
 
 MAX_RETRIES = 3
 """Times that a task is done again because its worker died."""
-
-
-class WorkersLost(Exception):  # noqa: N818 - an end of the run
-    """A task could not be done; the message is one line."""
 
 
 def prepare_on_ray(
@@ -58,7 +54,7 @@ def prepare_on_ray(
     with output_to(log):
         try:
             with _signals_held() as held:
-                ray_connection.enter_context(connected(address))
+                ray_connection.enter_context(connected(address, "--address"))
             for number in held[:1]:
                 signal.raise_signal(number)
             return prepare(inputs, output, options, run=on_ray(tasks_at_once), report=report)

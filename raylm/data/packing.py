@@ -59,6 +59,10 @@ class ChunkedShards:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the shard that was begun as it is."""
         if self._shard is not None:
             self._shard.abandon()
 

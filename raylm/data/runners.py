@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from typing import Protocol, TypeVar
 
-from raylm.errors import UserError
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class WorkersLost(Exception):  # noqa: N818 - an end of the work, and no mistake of the user's
+    """Work could not be done because those who do it died; the message is one line."""
 
 
 class Runner(Protocol):
@@ -35,7 +37,7 @@ def in_processes(workers: int) -> Runner:
     """A runner over so many processes of this machine; they start when there is more than one item to share.
 
     Raises:
-        UserError: (when run) a process died.
+        WorkersLost: (when run) a process died.
     """
 
     def run(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
@@ -51,7 +53,7 @@ def in_processes(workers: int) -> Runner:
             for done in as_completed(futures):
                 yield done.result()
         except BrokenProcessPool:
-            raise UserError("a worker process died, perhaps for want of memory; use fewer --processes") from None
+            raise WorkersLost("a worker process died, perhaps for want of memory; use fewer --processes") from None
         except BaseException:
             for process in set(active_children()) - others:
                 process.terminate()  # nobody waits for what they do

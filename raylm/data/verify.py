@@ -280,7 +280,9 @@ def _digest_fault(storage: Storage, dataset: Dataset | None, name: str, record: 
 
 def _pieces(storage: Storage, name: str, size: int) -> Iterator[memoryview]:
     for offset in range(0, size, PIECE):
-        yield memoryview(storage.read_range(name, offset, min(PIECE, size - offset)))
+        length = min(PIECE, size - offset)
+        origin = storage.read_again(name, offset, length)  # a copy that is kept here would hide what has become of it
+        yield memoryview(storage.read_range(name, offset, length) if origin is None else origin)
 
 
 def _histogram(lengths: dict[int, int]) -> tuple[Bin, ...]:

@@ -129,7 +129,7 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._shards.__exit__(kind, error, trace)
+        self._shards.abandon()
         if self._rejects is not None:
             self._rejects.close()
         shutil.rmtree(self._partial, ignore_errors=True)
