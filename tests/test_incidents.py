@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -19,6 +22,8 @@ from raylm.config import RunConfig
 from raylm.errors import UserError
 from raylm.guard.diagnosis import bisect_lanes
 from raylm.observe.events import read_events
+from raylm.observe.plain import PlainView
+from raylm.observe.progress import Progress, advance
 from raylm.training.incident import read_incident
 
 
@@ -147,3 +152,25 @@ def test_a_transient_fault_is_sound_when_replayed_and_ends_as_the_run_did(runs: 
     step = next(event for event in read_events(runs / "transient") if event["kind"] == "step" and event["step"] == 7)
     assert told.sound
     assert (told.result.loss, told.result.norm) == (step["loss"], step["gradient_norm"])
+
+
+def test_the_views_tell_the_verdict_and_stay_at_the_present_step() -> None:
+    event = {"kind": "verdict", "step": 6, "position": 6, "verdict": "DATA", "text": "DATA: id 60", "folder": "runs/x"}
+    out = io.StringIO()
+    PlainView(out).show(event)
+    assert out.getvalue() == "verdict: DATA: id 60; more in runs/x\n"
+    assert advance(Progress(step=4), event) == Progress(step=4, trouble="DATA: id 60; more in runs/x")
+
+
+def test_raylm_replay_prints_the_trace_and_the_answer(runs: Path) -> None:
+    folder = runs / "data" / "incidents" / "step-00000006"
+    command = [sys.executable, "-c", "from raylm.cli.main import main; main()", "replay", str(folder), "--on", "cpu"]
+    done = subprocess.run([*command, "--clip", "0.5", "--learning-rate", "0.001"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "layer0/gates" in done.stdout
+    assert "step 6 fails again; the first non-finite tensor is replica 1: logits at time 0, lane 5" in done.stdout
+    assert "verdict so far: DATA" in done.stdout
+    wrong = subprocess.run([*command[:-3], str(folder.parent)], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "name a folder in a run's incidents" in wrong.stderr
+    assert wrong.stderr.count("raylm replay:") == 1

@@ -29,6 +29,10 @@ class Ring(Generic[Kept]):
         """Window positions of the snapshots, oldest first."""
         return [snapshot.position for snapshot in self._kept]
 
+    def at(self, position: int) -> Kept:
+        """The snapshot at a position."""
+        return next(snapshot for snapshot in self._kept if snapshot.position == position)
+
     def back_to(self, position: int) -> Kept:
         """The snapshot at a position; later ones are dropped, as they belong to what is undone."""
         while self._kept[-1].position != position:

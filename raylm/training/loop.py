@@ -216,7 +216,7 @@ class _Run:
                 back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)
             if back is not None:
                 self.sent.clear()
-                self.state = back
+                self.state, self.saved_at = back, min(self.saved_at, back.step)
         return stop
 
     def _over(self) -> bool:

@@ -113,10 +113,13 @@ class Recovery:
                 raise Diverged(reason)
 
     def _roll_back(self, outcome: Outcome, state: State, decision: RollBack, drill: Drill | None) -> State:
-        """Back to a snapshot, in this process. The journal comes first: a kill from here on gives no budget back."""
+        """Back to a snapshot, in this process. The journal comes before the work: a kill then gives no budget back."""
         self.record.incident(outcome, decision.reason)
         before = self.memory.incident
         if self.record.writes:
+            if decision.ledger.slow_downs != state.ledger.slow_downs:
+                # What was saved since the snapshot was computed at another learning rate.
+                self.store.set_aside_after(self.ring.at(decision.to).state.step)
             self._write_journal(Journal(decision.ledger, decision.memory, state.drills))
         if decision.left_out is not None and before is not None and self.record.writes:
             self.investigation.failed_again(before)
@@ -131,8 +134,6 @@ class Recovery:
         back.ledger, back.drills = decision.ledger, state.drills
         back.cursor = self.streams.settle(decision.ledger.apply(back.cursor))
         back.epochs_evaluated = min(state.epochs_evaluated, back.cursor.epoch)
-        if decision.ledger.slow_downs != state.ledger.slow_downs and self.record.writes:
-            self.store.set_aside_after(back.step)  # what was computed since was computed at another learning rate
         factor = self.learning_rate_factor(back, back.cursor.position)
         self.record.rollback(outcome, back.step, accounts, decision, factor)
         return back
