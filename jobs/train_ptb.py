@@ -11,4 +11,4 @@ from raylm.cli.main import guarded
 from raylm.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:], "train_ptb.py"))
+    sys.exit(guarded(main, sys.argv[1:], "python jobs/train_ptb.py"))

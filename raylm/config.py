@@ -118,7 +118,7 @@ class ScheduleConfig(Section):
     decay_rate: float = Field(0.1, gt=0.0, le=1.0)
     """exponential, staircase: the factor."""
     final_fraction: float = Field(0.0, ge=0.0, le=1.0)
-    """cosine, linear: what is left of the highest learning rate at the last update."""
+    """cosine, linear: where the decay ends, right after the last update, as a share of the highest learning rate."""
 
 
 class GuardConfig(Section):

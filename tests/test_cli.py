@@ -153,7 +153,7 @@ def test_the_job_script_says_its_help_from_any_folder(tmp_path: Path) -> None:
         [sys.executable, str(job), "--help"], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "usage: train_ptb.py" in ended.stdout
+    assert "usage: python jobs/train_ptb.py" in ended.stdout
     assert os.listdir(tmp_path) == []
 
 

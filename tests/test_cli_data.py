@@ -173,6 +173,11 @@ def process(*words: object) -> list[str]:
     return [sys.executable, "-c", "from raylm.cli.main import main; main()", *map(str, words)]
 
 
+def _mind_ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C, and so does all that it starts; these tests may run in one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "processes"), [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2)]
 )
@@ -180,7 +185,7 @@ def test_an_interrupted_command_leaves_nothing(number: int, code: int, processes
     text = tmp_path / "text.txt"
     text.write_text("of all that is said of it, this is a line\n" * 400_000)
     words = process("prepare", text, "--output", tmp_path / "out", "--split-bytes", 200_000, "--processes", processes)
-    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=_mind_ctrl_c)
     while not any(path.name.startswith(".out.") for path in tmp_path.iterdir()) and running.poll() is None:
         time.sleep(0.02)
     time.sleep(0.1)

@@ -201,12 +201,17 @@ def test_the_command_uses_the_cluster_at_an_address(
     assert json.loads(ended.stdout)["dataset_id"] == here.dataset_id
 
 
+def mind_ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C, and so does all that it starts; these tests may run in one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_leaves_nothing(number: int, code: int, cluster: str, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("of all that is said of it, this is a line\n" * 400_000)
     words = command(text, "--output", tmp_path / "out", "--split-bytes", "1000000", "--ray", "--address", cluster)
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=mind_ctrl_c)
     while not any(path.name.startswith(".out.") for path in tmp_path.iterdir()) and process.poll() is None:
         time.sleep(0.1)
     time.sleep(1)

@@ -178,6 +178,7 @@ def pattern(drawn: Masks, place: int = 0, rate: float = 0.5) -> list[bool]:
 def test_masks_are_a_pure_function_of_seed_position_place_and_lane() -> None:
     assert pattern(masks()) == pattern(masks())
     others = [masks(seed=4), masks(position=18), masks(first_lane=1)]
+    others += [masks(seed=KEY[0] + (1 << bit)) for bit in (31, 32, 62)]
     drawn = [pattern(masks()), pattern(masks(), place=1), *map(pattern, others)]
     drawn.append(pattern(masks(seed=KEY[1], position=KEY[0])))
     assert len({tuple(each) for each in drawn}) == len(drawn)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from raylm.cli.options import parse_run_config
-from raylm.cli.running import open_view, run
+from raylm.cli.running import COMPLETED, open_view, run
 from raylm.config import RunConfig
 from raylm.data.caching import default_cache_dir
 from raylm.data.corpora import find_corpus
@@ -31,12 +31,15 @@ def main(arguments: Sequence[str], program: str = "raylm train") -> int:
         record = prepare(config, view.note)
         create_run_folder(folder, record)
         try:
-            return run(record, folder, view)
+            code = run(record, folder, view)
         except UserError:
             remove_unstarted(folder)
             raise
     finally:
         view.close()
+    if code == COMPLETED and config.recipe == "quick":
+        print(f"this was the quick look; the whole recipe, 13 epochs: {program} --recipe ptb-small")
+    return code
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -33,4 +33,6 @@ class Masks:
 def mask_key(seed: int, position: Tensor, first_lane: Tensor) -> Tensor:
     """The key of one window's masks: int32 [2]."""
     key = tf.stack([tf.constant(seed & 0x7FFFFFFF, tf.int32), tf.cast(position, tf.int32)])
+    if seed >> 31:
+        key = tf.random.experimental.stateless_fold_in(key, tf.constant(seed >> 31, tf.int64))
     return tf.random.experimental.stateless_fold_in(key, tf.cast(first_lane, tf.int32))
