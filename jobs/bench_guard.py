@@ -3,7 +3,8 @@
 python jobs/bench_guard.py --recipe ptb-medium          about two minutes on two cores
 
 Steps with the gate and steps without it alternate in one process, on the same weights, so that a machine that drifts
-drifts for both. A snapshot is `guard.snapshot_every` steps apart: its cost is its time over that of so many steps.
+drifts for both; their processor time is told too, which other programs on the machine disturb less. A snapshot is
+`guard.snapshot_every` steps apart: its cost is its time over that of so many steps.
 """
 
 from __future__ import annotations
@@ -47,16 +48,20 @@ def main() -> None:
     steps = {"gated": compile_step(replicas, config), "ungated": _ungated(replicas, config)}
     carry = fresh_carry(replicas)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    processor: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(options.rounds + 2):
         for name in sorted(steps, reverse=bool(round_ % 2)):
+            began = time.process_time()
             took = _seconds(partial(_step, steps[name], batch, carry, control))
             if round_ >= 2:  # the first ones compile and warm up
                 seconds[name].append(took)
+                processor[name].append(time.process_time() - began)
     without = statistics.median(seconds["ungated"])
-    shares = [gated / ungated - 1 for gated, ungated in zip(seconds["gated"], seconds["ungated"], strict=True)]
     print(f"{options.recipe}, {replicas.model.parameters:,} parameters, {options.rounds} pairs of steps")
     print(f"step without the gate {1000 * without:8.1f} ms")
-    print(f"gate                  {_interval(shares)}")
+    for what, times in (("", seconds), (", processor", processor)):
+        shares = [gated / ungated - 1 for gated, ungated in zip(times["gated"], times["ungated"], strict=True)]
+        print(f"{'gate' + what:<22}{_interval(shares)}")
 
     state = State(0, Cursor("0" * 64, "bench", 0), Ledger(), carry)
     health = make_health_check(replicas)
@@ -68,8 +73,8 @@ def main() -> None:
     every = config.guard.snapshot_every * without
     ring = [(look + copy) / every for look, copy in zip(looks, keeps, strict=True)]
     print(f"ring                  {_interval(ring)}, a snapshot every {config.guard.snapshot_every} steps")
-    for name, times in (("look at the state", looks), ("copy it", keeps), ("put it back", backs)):
-        print(f"  {name:<19} {1000 * statistics.median(times):8.1f} ms")
+    for name, spent in (("look at the state", looks), ("copy it", keeps), ("put it back", backs)):
+        print(f"  {name:<19} {1000 * statistics.median(spent):8.1f} ms")
 
 
 def _step(step: Callable[..., Any], batch: Batch, carry: Any, control: Control) -> float:
