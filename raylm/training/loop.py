@@ -241,14 +241,8 @@ class _Run:
 
     def _anything_due(self) -> bool:
         """Whether something stands between this step and the next, so that every outcome must be read first."""
-        return (
-            self.recovery.careful
-            or self.recovery.snapshot_due(self.state)
-            or self._over()
-            or self._save_due()
-            or self._sample_due()
-            or self._evaluation_due()
-        )
+        between_steps = self._save_due() or self._sample_due() or self._evaluation_due() or self._over()
+        return between_steps or self.recovery.careful or self.recovery.snapshot_due(self.state)
 
     def _pause(self) -> None:
         """Everything that is due between two steps. What is expensive to repeat comes after the checkpoint."""
