@@ -55,7 +55,8 @@ def losses(data_dir: Path, rate: float, replicas: int, nudge: bool) -> list[floa
     from raylm.data.dataset import open_dataset
     from raylm.data.prepare import prepare_corpus
     from raylm.recipes import PTB_SMALL
-    from raylm.training.loop import Datasets, Outside, train
+    from raylm.training.datasets import Datasets
+    from raylm.training.loop import Outside, train
     from raylm.training.topology import Topology
 
     if nudge:

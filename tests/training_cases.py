@@ -16,8 +16,9 @@ from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
 from raylm.model.language_model import carry_names
 from raylm.observe.summary import Summary
+from raylm.training.datasets import Datasets
 from raylm.training.distribute import make_strategy
-from raylm.training.loop import Datasets, Outside, train
+from raylm.training.loop import Outside, train
 from raylm.training.state import fresh_carry, make_replicas
 from raylm.training.step import Batch, Control, compile_step
 from raylm.training.topology import Topology
@@ -83,8 +84,7 @@ def _steps(
             position=tf.constant(window.position),
             learning_rate=tf.constant(window.learning_rate),
             stop=tf.constant(window.stop),
-            poison_loss=tf.constant(0.0),
-            poison_gradient=tf.constant(0.0),
+            strike=None,
         )
         result, carry = step(batch, carry, control)
         states.append(look(carry, {name: float(value) for name, value in result._asdict().items()}))

@@ -19,4 +19,6 @@ def main(arguments: Sequence[str], program: str = "raylm drill") -> int:
     for kind, what in KINDS.items():
         print(f"{kind:<{width}}  {what}")
     print("\nUse: --drill KIND@STEP, STEP counting the updates before it; several: --drill A@1 B@2")
+    print("Once, unless KIND@STEP:sticky says that window STEP strikes each time it is read, as bad data do.")
+    print("Where: KIND@STEP:lane=3, KIND@STEP:replica=1, KIND@STEP:sticky,lane=3")
     return 0

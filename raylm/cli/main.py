@@ -28,6 +28,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "config": "print the configuration that a recipe, a file and options make",
         "drill": "list the faults that --drill can inject, to see the recovery",
     },
+    "Look after": {
+        "replay": "compute a step that failed again: raylm replay RUN/incidents/step-N",
+    },
 }
 
 

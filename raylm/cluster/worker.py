@@ -16,6 +16,7 @@ from raylm.cluster.board import Poster
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
+from raylm.training.datasets import Datasets
 from raylm.training.topology import Topology
 
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
@@ -56,7 +57,7 @@ def run_worker(job: Job) -> dict[str, Any]:
         if rank == 0:
             poster.publish({"kind": "wait", "what": "importing TensorFlow"})
         os.environ.update(QUIET_TENSORFLOW)
-        from raylm.training.loop import Datasets, Outside, train  # here: the driver imports this module, and has
+        from raylm.training.loop import Outside, train  # here: the driver imports this module, and has
         # no use for TensorFlow, whose import takes seconds
 
         outside = Outside(poster.publish, poster.stop_requested, _report)

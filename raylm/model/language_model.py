@@ -6,6 +6,8 @@ between layers and before the softmax, never on the recurrent connection.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import tensorflow as tf
 
@@ -13,7 +15,7 @@ from raylm.config import ModelConfig
 from raylm.model.dropout import Masks
 from raylm.model.loss import cross_entropy_sum
 from raylm.model.lstm import LayerCarry, LayerWeights, lstm_layer
-from raylm.model.types import Tensor
+from raylm.model.types import Tensor, Touch, untouched
 
 Carry = tuple[LayerCarry, ...]
 
@@ -38,31 +40,45 @@ class LanguageModel(tf.Module):
         """Number of trained scalars."""
         return sum(int(np.prod(weight.shape)) for weight in self.weights.values())
 
-    def outputs(self, inputs_TB: Tensor, carry: Carry, masks: Masks | None) -> tuple[Tensor, Carry]:
-        """Hidden states before the softmax [T, B, H] and the carry after the window; masks=None drops nothing."""
+    def outputs(
+        self, inputs_TB: Tensor, carry: Carry, masks: Masks | None, touch: Touch = untouched
+    ) -> tuple[Tensor, Carry]:
+        """Hidden states before the softmax [T, B, H] and the carry after the window; masks=None drops nothing.
+
+        `touch` sees `embedding`, and of each layer `layer0/gates`, `layer0/outputs`; in `loss_sum` also `logits`.
+        """
         rate = self.config.dropout
-        hidden = tf.gather(self.weights["embedding"], inputs_TB)
+        hidden = touch("embedding", tf.gather(self.weights["embedding"], inputs_TB))
         next_carry = []
         for layer in range(self.config.layers):
             if masks is not None:
                 hidden = masks.drop(hidden, rate, layer)
-            hidden, layer_carry = lstm_layer(hidden, carry[layer], self._layer(layer))
+            within = partial(_touch_within, touch, f"layer{layer}")
+            hidden, layer_carry = lstm_layer(hidden, carry[layer], self._layer(layer), within)
+            hidden = within("outputs", hidden)
             next_carry.append(layer_carry)
         if masks is not None:
             hidden = masks.drop(hidden, rate, self.config.layers)
         return hidden, tuple(next_carry)
 
     def loss_sum(
-        self, inputs_TB: Tensor, targets_TB: Tensor, weights_TB: Tensor, carry: Carry, masks: Masks | None
+        self,
+        inputs_TB: Tensor,
+        targets_TB: Tensor,
+        weights_TB: Tensor,
+        carry: Carry,
+        masks: Masks | None,
+        touch: Touch = untouched,
     ) -> tuple[Tensor, Carry]:
         """Summed cross-entropy over the window's real targets, in nats, and the carry after it."""
-        hidden, next_carry = self.outputs(inputs_TB, carry, masks)
+        hidden, next_carry = self.outputs(inputs_TB, carry, masks, touch)
         loss = cross_entropy_sum(
             tf.reshape(hidden, [-1, hidden.shape[-1]]),
             self.weights["softmax"],
             self.weights["softmax/bias"],
             tf.reshape(targets_TB, [-1]),
             tf.reshape(weights_TB, [-1]),
+            touch,
         )
         return loss, next_carry
 
@@ -79,6 +95,10 @@ class LanguageModel(tf.Module):
 
     def _layer(self, layer: int) -> LayerWeights:
         return LayerWeights(*(self.weights[f"lstm{layer}/{part}"] for part in LayerWeights._fields))
+
+
+def _touch_within(touch: Touch, part: str, name: str, tensor: Tensor) -> Tensor:
+    return touch(f"{part}/{name}", tensor)
 
 
 def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str, np.ndarray]:

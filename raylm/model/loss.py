@@ -10,25 +10,30 @@ from typing import Any
 
 import tensorflow as tf
 
-from raylm.model.types import Tensor
+from raylm.model.types import Tensor, Touch, untouched
 
 
 def cross_entropy_sum(
-    hidden_NH: Tensor, softmax_VH: Tensor, bias_V: Tensor, targets_N: Tensor, weights_N: Tensor
+    hidden_NH: Tensor,
+    softmax_VH: Tensor,
+    bias_V: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    touch: Touch = untouched,
 ) -> Tensor:
     """Sum over rows of weight · −log softmax(hidden · softmaxᵀ + bias)[target], in nats; a scalar.
 
     A row of weight 0 has no target: it adds exactly nothing to the sum and to every gradient as long as its hidden
     state is finite.
     """
-    return _cross_entropy_sum(hidden_NH, softmax_VH, bias_V, targets_N, weights_N)
+    cross_entropy = tf.custom_gradient(lambda *tensors: _cross_entropy_sum(touch, *tensors))
+    return cross_entropy(hidden_NH, softmax_VH, bias_V, targets_N, weights_N)
 
 
-@tf.custom_gradient
 def _cross_entropy_sum(
-    hidden_NH: Tensor, softmax_VH: Tensor, bias_V: Tensor, targets_N: Tensor, weights_N: Tensor
+    touch: Touch, hidden_NH: Tensor, softmax_VH: Tensor, bias_V: Tensor, targets_N: Tensor, weights_N: Tensor
 ) -> tuple[Any, Any]:
-    logits_NV = tf.matmul(hidden_NH, softmax_VH, transpose_b=True) + bias_V
+    logits_NV = touch("logits", tf.matmul(hidden_NH, softmax_VH, transpose_b=True) + bias_V)
     places = tf.stack([tf.range(tf.shape(targets_N)[0]), targets_N], 1)
     highest = tf.reduce_max(logits_NV, 1, keepdims=True)
     exponentials = tf.exp(logits_NV - highest)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from raylm.model.types import Tensor
+from raylm.model.types import Tensor, Touch, untouched
 
 
 class LayerWeights(NamedTuple):
@@ -35,22 +35,31 @@ class LayerCarry(NamedTuple):
     cell: Tensor
 
 
-def lstm_layer(inputs_TBI: Tensor, carry: LayerCarry, weights: LayerWeights) -> tuple[Tensor, LayerCarry]:
-    """Runs one layer over a window.
+def lstm_layer(
+    inputs_TBI: Tensor, carry: LayerCarry, weights: LayerWeights, touch: Touch = untouched
+) -> tuple[Tensor, LayerCarry]:
+    """Runs one layer over a window; `touch` sees its gate activations `gates` [T, B, 4H].
 
     Returns the outputs [T, B, H] and the carry after the last time step. No gradient flows to the carry's origin
     beyond this window (truncated BPTT cuts there); gradients with respect to the given carry are exact.
     """
-    outputs, hidden, cell = _lstm(inputs_TBI, *carry, *weights)
+    lstm = tf.custom_gradient(lambda *tensors: _lstm(touch, *tensors))
+    outputs, hidden, cell = lstm(inputs_TBI, *carry, *weights)
     return outputs, LayerCarry(hidden, cell)
 
 
-@tf.custom_gradient
 def _lstm(
-    inputs_TBI: Tensor, hidden_BH: Tensor, cell_BH: Tensor, kernel: Tensor, recurrent: Tensor, bias: Tensor
+    touch: Touch,
+    inputs_TBI: Tensor,
+    hidden_BH: Tensor,
+    cell_BH: Tensor,
+    kernel: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
 ) -> tuple[Any, Any]:
     projected_TBG = _product(inputs_TBI, kernel) + bias
     gates, cells, squashed, outputs = _forward(projected_TBG, hidden_BH, cell_BH, recurrent)
+    gates = touch("gates", gates)
 
     def gradient(d_outputs: Tensor, d_hidden: Tensor, d_cell: Tensor) -> tuple[Tensor, ...]:
         cells_before = tf.concat([cell_BH[None], cells[:-1]], 0)

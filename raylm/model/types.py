@@ -3,6 +3,15 @@
 Shapes stand as suffixes of names: T time steps, B lanes (batch), I inputs, H hidden units, V words, N = T·B rows.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 Tensor = Any
+
+Touch = Callable[[str, Tensor], Tensor]
+"""Sees each named tensor of a forward pass and returns what the pass goes on with: a trace looks, a drill injects."""
+
+
+def untouched(_: str, tensor: Tensor) -> Tensor:
+    """The touch of every pass that is neither traced nor drilled."""
+    return tensor

@@ -11,6 +11,7 @@ and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may
     checkpoint  path? seconds? bytes? state_sha256? problem? (why it was not saved, in one line)
     incident    reason, and what the guard found
     rollback    to_step reason? skip? learning_rate_factor?
+    verdict     verdict text folder: what the incident at `step` was found to be
     resume      path, changes? (a list of lines)
     resize      workers replicas
     end         status (completed, failed or interrupted) reason?
@@ -31,7 +32,7 @@ from typing import Any
 
 from raylm.errors import UserError
 
-KINDS = ("start", "step", "eval", "sample", "checkpoint", "incident", "rollback", "resume", "resize", "end")
+KINDS = ("start", "step", "eval", "sample", "checkpoint", "incident", "rollback", "verdict", "resume", "resize", "end")
 NAME = "events.jsonl"
 
 Event = Mapping[str, Any]

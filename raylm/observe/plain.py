@@ -15,6 +15,7 @@ from raylm.observe.progress import (
     rollback_line,
     sample_line,
     start_line,
+    verdict_line,
 )
 
 
@@ -57,6 +58,8 @@ class PlainView:
             case "rollback":
                 self._unsaid_step = False
                 self._say(f"rollback: {rollback_line(event)}")
+            case "verdict":
+                self._say(f"verdict: {verdict_line(event)}")
             case "resume":
                 changes = event.get("changes") or ()
                 self._say("; ".join([f"resumed at step {self._progress.step}", *map(str, changes)]))

@@ -51,7 +51,8 @@ class Progress:
 def advance(progress: Progress, event: Event) -> Progress:
     """The progress after one more event; fields that an event lacks keep what was known."""
     kind = event.get("kind")
-    progress = replace(progress, step=event.get("step") or progress.step)
+    if kind != "verdict":  # it speaks of a step that was undone
+        progress = replace(progress, step=event.get("step") or progress.step)
     match kind:
         case "start":
             return replace(
@@ -83,6 +84,8 @@ def advance(progress: Progress, event: Event) -> Progress:
                 trouble=rollback_line(event),
                 timed=(),
             )
+        case "verdict":
+            return replace(progress, trouble=verdict_line(event))
         case "resume":
             return replace(progress, timed=())
         case "end":
@@ -146,6 +149,12 @@ def rollback_line(event: Event) -> str:
     if event.get("reason"):
         parts.append(str(event["reason"]))
     return figures.one_line(", ".join(parts))
+
+
+def verdict_line(event: Event) -> str:
+    """`TRANSIENT: ...; more in runs/x/incidents/step-00000120`."""
+    more = f"; more in {event['folder']}" if event.get("folder") else ""
+    return figures.one_line(f"{event.get('text') or event.get('verdict') or 'none'}{more}")
 
 
 def end_line(event: Event) -> str:

@@ -79,6 +79,8 @@ class TensorBoardLog:
                 return [self._text("sample", progress.sample_line(event), step)]
             case "incident":
                 return [self._text("incident", progress.incident_line(event), step)]
+            case "verdict":
+                return [self._text("verdict", progress.verdict_line(event), step)]
             case "rollback":
                 back_to = event.get("to_step", step)
                 return [self._purge(back_to), self._text("rollback", progress.rollback_line(event), back_to)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -13,8 +14,9 @@ from raylm.model.types import Tensor
 from raylm.training.topology import Topology
 
 
+@cache
 def make_strategy(topology: Topology) -> tf.distribute.Strategy:
-    """The strategy of this process; call it once, before any other TensorFlow operation.
+    """The strategy of this process, always the same one; call it first before any other TensorFlow operation.
 
     One worker: MirroredStrategy over its devices. Several: MultiWorkerMirroredStrategy, its form across processes,
     from the `TF_CONFIG` in the environment.

@@ -6,12 +6,10 @@ rank 0 alone writes files, evaluates and tells the world.
 
 from __future__ import annotations
 
-import math
-import os
-import signal
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,21 @@ import tensorflow as tf
 
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
-from raylm.data.dataset import Dataset
-from raylm.data.streams import Streams, Window
-from raylm.guard.drills import Drill, due, parse_drills
-from raylm.guard.judge import Abort, Ledger, Outcome, Proceed, RollBack, judge
+from raylm.data.streams import Window
+from raylm.guard.drills import PROCESS_KINDS, STATE_SITES, Drill, due, parse_drills
+from raylm.guard.judge import Outcome
+from raylm.guard.ledger import Ledger
+from raylm.guard.watchdog import Watchdog
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
+from raylm.training.datasets import Datasets, open_streams
 from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
+from raylm.training.inject import strike_of, strike_process, strike_state, struck_batch
+from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
-from raylm.training.state import State, capture, fresh_carry, make_replicas, non_finite, restore
+from raylm.training.recovery import Diverged, Recovery
+from raylm.training.state import State, capture, fresh_carry, make_replicas, restore
 from raylm.training.step import Batch, Control, StepResult, compile_step
 from raylm.training.topology import Topology
 
@@ -50,20 +53,6 @@ class Outside:
     report: Callable[[Mapping[str, float], Path | None], None]
 
 
-@dataclass(frozen=True)
-class Datasets:
-    """The opened splits of a corpus, with its name; they share one vocabulary."""
-
-    name: str
-    train: Dataset
-    valid: Dataset
-    test: Dataset
-
-
-class Diverged(Exception):  # noqa: N818 - an end of the run, not a fault of the program
-    """The guard's budget is spent; the message is the verdict."""
-
-
 def train(config: RunConfig, datasets: Datasets, topology: Topology, run_folder: Path, outside: Outside) -> Summary:
     """Trains to the end of the configured run, from the newest checkpoint in `run_folder` if it holds one.
 
@@ -72,12 +61,14 @@ def train(config: RunConfig, datasets: Datasets, topology: Topology, run_folder:
     Raises:
         UserError: the checkpoint does not fit the run, or more replicas than devices or lanes were asked for.
     """
-    run = _Run(config, datasets, topology, run_folder, outside)
-    try:
-        status, reason = run.until_the_end()
-    except Diverged as verdict:
-        status, reason = "failed", str(verdict)
-    return run.finish(status, reason)
+    with Watchdog(run_folder / "alive", topology.rank, config.guard.step_timeout) as watchdog:
+        with watchdog.busy():
+            run = _Run(config, datasets, topology, run_folder, outside, watchdog)
+        try:
+            status, reason = run.until_the_end()
+        except Diverged as verdict:
+            status, reason = "failed", str(verdict)
+        return run.finish(status, reason)
 
 
 @dataclass(frozen=True)
@@ -87,6 +78,7 @@ class _Sent:
     step: int
     window: Window
     learning_rate: float
+    drill: Drill | None
     result: StepResult
 
 
@@ -94,35 +86,40 @@ class _Run:
     """One attempt at a run, from its newest checkpoint to its end or to the loss of a worker."""
 
     def __init__(
-        self, config: RunConfig, datasets: Datasets, topology: Topology, run_folder: Path, outside: Outside
+        self,
+        config: RunConfig,
+        datasets: Datasets,
+        topology: Topology,
+        run_folder: Path,
+        outside: Outside,
+        watchdog: Watchdog,
     ) -> None:
         self.config, self.datasets, self.topology, self.outside = config, datasets, topology, outside
-        self.run_folder = run_folder
+        self.run_folder, self.watchdog = run_folder, watchdog
         self.drills = parse_drills(config.drill)
-        self.streams = Streams(
-            datasets.train,
-            lanes=config.data.lanes,
-            window=config.data.window,
-            seed=config.seed,
-            order=config.data.order,
-            first_lane=topology.first_lane,
-            stop_lane=topology.stop_lane,
-            pad_lanes_to=topology.padded_lanes,
-        )
+        self.streams = open_streams(config, datasets.train, topology)
         self.total_steps = config.steps or sum(map(self.streams.windows_per_epoch, range(config.epochs)))
         self.store = CheckpointStore(run_folder / "checkpoints")
         self.record = Recorder(config, run_folder, topology.rank, outside.publish)
         self.sent: deque[_Sent] = deque()
         self.newest: Path | None = None
         self.saved_at = -1
+        self.compiled = False
         self.record.wait("building the model")
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
         self.step = compile_step(self.replicas, config)
         self.evaluator = Evaluator(self.replicas.model)
+        whole = replace(topology, rank=0, workers=1, replicas=topology.workers * topology.replicas)
+        all_lanes = open_streams(config, datasets.train, whole)
+        investigation = Investigation(config, whole, all_lanes, self.record, run_folder, self.total_steps)
+        self.recovery = Recovery(
+            config, self.replicas, self.streams, investigation, self.record, self.store, run_folder
+        )
         self.state = self._begin()
 
     def _begin(self) -> State:
         """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
+        saved = None
         if not self.store.candidates():
             self.state = State(0, self.streams.start(), Ledger(), fresh_carry(self.replicas))
         else:
@@ -131,6 +128,8 @@ class _Run:
             self.streams.check(self.state.cursor)
             self.newest, self.saved_at = path, self.state.step
             self.record.resume(path, snapshot, self.state.cursor)
+            saved = snapshot.extra.get("guard")
+        self.state = self.recovery.begin(self.state, saved)
         facts = {
             "dataset": self.datasets.name,
             "steps_total": self.total_steps,
@@ -156,41 +155,42 @@ class _Run:
                 self._pause()
                 if self._over():
                     return "completed", f"{self.state.step} updates"
-            self._send()
+            with nullcontext() if self.compiled else self.watchdog.busy():
+                self._send()
+                self.compiled = True
 
     def _send(self) -> None:
         """Gives the next window to the device and moves the state past it, as if its update will be applied."""
         state = self.state
-        drill = due(self.drills, state.step, state.drills)
+        window, cursor = self.streams.read(state.cursor)
+        position = window.cursor.position
+        drill = due(self.drills, state.step, position, state.drills)
         if drill is not None:
             self._strike(drill)
-        window, cursor = self.streams.read(state.cursor)
-        rate = state.ledger.learning_rate_factor * learning_rate(
+        rate = self.recovery.learning_rate_factor(state, position) * learning_rate(
             self.config.schedule, state.step, window.cursor.epoch, self.total_steps
         )
         control = Control(
-            position=tf.constant(window.cursor.position, tf.int32),
+            position=tf.constant(position, tf.int32),
             learning_rate=tf.constant(rate, tf.float32),
             stop=tf.constant(float(self.outside.stop_requested()), tf.float32),
-            poison_loss=_nan_if(drill, "nan-loss"),
-            poison_gradient=_nan_if(drill, "nan-gradient"),
+            strike=strike_of(drill) if self.drills else None,
         )
-        batch = Batch(*map(tf.constant, (window.inputs, window.targets, window.weights, window.reset_lanes)))
+        inputs, weights = struck_batch(
+            drill, window.inputs, window.weights, self.topology.first_lane, self.replicas.model.vocabulary
+        )
+        batch = Batch(*map(tf.constant, (inputs, window.targets, weights, window.reset_lanes)))
         result, state.carry = self.step(batch, state.carry, control)
-        self.sent.append(_Sent(state.step, window, rate, result))
+        self.sent.append(_Sent(state.step, window, rate, drill, result))
         state.step, state.cursor = state.step + 1, self.streams.settle(cursor)
 
     def _strike(self, drill: Drill) -> None:
-        """Injects a fault that is not the step's own; a mark in the run's folder keeps a kill from coming back."""
-        self.state.drills += (str(drill),)
-        if drill.kind == "kill-worker" and self.topology.rank == self.topology.workers - 1:
-            mark = self.run_folder / "drills" / str(drill)
-            mark.parent.mkdir(exist_ok=True)
-            try:
-                mark.touch(exist_ok=False)
-            except FileExistsError:
-                return
-            os.kill(os.getpid(), signal.SIGKILL)
+        """Injects what is not injected in the step."""
+        self.state.drills += () if drill.sticky else (str(drill),)
+        if drill.site in STATE_SITES:
+            self.state.carry = strike_state(self.replicas, self.state.carry, drill)
+        if drill.kind in PROCESS_KINDS and self.topology.rank == self.topology.workers - 1:
+            strike_process(drill, self.run_folder)
 
     def _settle(self, left: int) -> bool:
         """Reads outcomes until `left` are in flight; rolls back at a bad one. True where a rank asks to stop."""
@@ -198,7 +198,9 @@ class _Run:
         while len(self.sent) > left:
             sent = self.sent.popleft()
             loss_sum, tokens, norm, applied, asked = (float(value) for value in sent.result)
+            self.watchdog.beat()
             stop = stop or asked > 0
+            look = applied and left == 0 and not self.sent  # a state that is not finite is never kept or saved
             outcome = Outcome(
                 step=sent.step,
                 position=sent.window.cursor.position,
@@ -208,28 +210,14 @@ class _Run:
                 norm=norm,
                 applied=bool(applied),
                 learning_rate=sent.learning_rate,
+                not_finite=self.recovery.health(self.state.carry) if look else "",
             )
-            match judge(outcome, self.state.ledger, self.config.guard):
-                case Proceed():
-                    self.record.step(outcome, self.total_steps)
-                case RollBack() as decision:
-                    self._roll_back(outcome, decision)
-                case Abort(reason):
-                    self.record.incident(outcome, reason)
-                    raise Diverged(reason)
+            with self._long():
+                back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)
+            if back is not None:
+                self.sent.clear()
+                self.state, self.saved_at = back, min(self.saved_at, back.step)
         return stop
-
-    def _roll_back(self, outcome: Outcome, decision: RollBack) -> None:
-        """Back to the last checkpoint, in this process, with the window left out and the ledger kept."""
-        self.record.incident(outcome, decision.reason)
-        self.sent.clear()
-        drills = self.state.drills
-        _, snapshot = self.store.load_newest(self.record.note)
-        self.state = restore(self.replicas, snapshot)
-        self.state.cursor = self.streams.settle(self.state.cursor.leave_out(decision.position, decision.position + 1))
-        self.state.ledger, self.state.drills = decision.ledger, drills
-        self.record.rollback(outcome, snapshot, decision)
-        self._save()  # the ledger too: a kill from here on does not give the budget back
 
     def _over(self) -> bool:
         if self.config.steps is not None:
@@ -253,10 +241,13 @@ class _Run:
 
     def _anything_due(self) -> bool:
         """Whether something stands between this step and the next, so that every outcome must be read first."""
-        return self._over() or self._save_due() or self._sample_due() or self._evaluation_due()
+        between_steps = self._save_due() or self._sample_due() or self._evaluation_due() or self._over()
+        return between_steps or self.recovery.careful or self.recovery.snapshot_due(self.state)
 
     def _pause(self) -> None:
         """Everything that is due between two steps. What is expensive to repeat comes after the checkpoint."""
+        if self.recovery.snapshot_due(self.state):
+            self.recovery.snapshot(self.state)
         if self._save_due():
             self._save()
         if self._sample_due() and self.topology.rank == 0:
@@ -264,10 +255,14 @@ class _Run:
         if self._evaluation_due():
             self._evaluate()
 
+    def _long(self) -> AbstractContextManager[None]:
+        """Around what rank 0 does while the others wait."""
+        return self.watchdog.busy() if self.topology.rank == 0 else nullcontext()
+
     def _sample(self) -> None:
         report, state = self.config.report, self.state
         vocabulary = self.datasets.train.vocabulary
-        with self.record.apart():
+        with self.record.apart(), self._long():
             text = self.evaluator.sample(
                 vocabulary, report.sample_prompt, report.sample_words, self.config.seed, state.step
             )
@@ -281,33 +276,21 @@ class _Run:
             for split in ("valid", "test") if self._over() else ("valid",):
                 self.record.wait(f"evaluating on the {split} text")
                 began = self.record.clock()
-                with self.record.apart():
+                with self.record.apart(), self._long():
                     score = self.evaluator.score(getattr(self.datasets, split))
                 self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
         self.outside.report(self.record.metrics(), self.newest)
 
     def _save(self) -> None:
-        """Saves the state. The capture is a collective; a state that is not finite is never committed.
-
-        Raises:
-            Diverged: a weight, a slot or the carry is not finite.
-        """
-        with self.record.apart():
-            snapshot = capture(self.replicas, self.state, self.config.seed, self.record.extra())
-            bad = non_finite(snapshot)
-            if bad:
-                raise Diverged(
-                    f"{bad} is not finite after {self.state.step} updates: the update of a finite gradient overflowed; "
-                    "lower the learning rate"
-                )
+        """Saves the state, which was looked at after its last step. The capture is a collective."""
+        with self.record.apart(), self._long():
+            extra = {**self.record.extra(), "guard": self.recovery.memory.to_json()}
+            snapshot = capture(self.replicas, self.state, self.config.seed, extra)
             self.saved_at = self.state.step
             if self.topology.rank == 0:
                 self.newest = self.record.save(self.store, snapshot, self.datasets.train.dataset_id) or self.newest
 
     def finish(self, status: str, reason: str) -> Summary:
         """The summary; rank 0 writes it. A collective: the state's digest is over every lane's carry."""
-        return self.record.end(status, reason, capture(self.replicas, self.state, self.config.seed, {}))
-
-
-def _nan_if(drill: Drill | None, kind: str) -> tf.Tensor:
-    return tf.constant(math.nan if drill is not None and drill.kind == kind else 0.0, tf.float32)
+        snapshot = capture(self.replicas, self.state, self.config.seed, {})
+        return self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)

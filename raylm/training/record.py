@@ -19,6 +19,7 @@ from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.data.dataset import Dataset
+from raylm.guard.diagnosis import Verdict
 from raylm.guard.judge import Outcome, RollBack
 from raylm.observe.events import EventLog, read_events
 from raylm.observe.summary import Summary, steady_rate, write_summary
@@ -89,7 +90,7 @@ class Recorder:
 
     def resume(self, path: Path, snapshot: Snapshot, cursor: Cursor) -> None:
         """The run goes on from a checkpoint; the accounts in it are taken over."""
-        self._take_over(snapshot)
+        self._take_over(snapshot.extra)
         if self.writes:
             self.resumes = 1 + sum(event["kind"] == "resume" for event in read_events(self.run_folder))
             self.emit("resume", snapshot.step, cursor.position, path=str(path))
@@ -141,19 +142,26 @@ class Recorder:
             epoch=outcome.epoch,
         )
 
-    def rollback(self, outcome: Outcome, snapshot: Snapshot, decision: RollBack) -> None:
-        """The state is a checkpoint's again, and so are the accounts."""
-        self._take_over(snapshot)
+    def verdict(self, step: int, position: int, verdict: Verdict, folder: Path) -> None:
+        """What an incident was found to be."""
+        self.emit("verdict", step, position, verdict=verdict.name, text=verdict.line, folder=str(folder))
+
+    def rollback(
+        self, outcome: Outcome, to_step: int, accounts: Mapping[str, Any], decision: RollBack, factor: float
+    ) -> None:
+        """The state is a snapshot's again, and so are the accounts."""
+        self._take_over(accounts)
         self.interval_tokens, self.interval_began = 0, self.clock()
+        skip = decision.left_out
         self.emit(
             "rollback",
             outcome.step,
             outcome.position,
-            to_step=snapshot.step,
-            skip=[decision.position, decision.position + 1],
-            reason=f"window {decision.position} is left out",
-            learning_rate_factor=decision.ledger.learning_rate_factor,
-            rollbacks=decision.ledger.rollbacks,
+            to_step=to_step,
+            skip=skip,
+            reason="computed again, nothing is left out" if skip is None else _left_out(*skip),
+            learning_rate_factor=factor,
+            rollbacks=decision.memory.rollbacks,
         )
 
     def evaluation(self, step: int, position: int, split: str, score: Score, seconds: float) -> None:
@@ -201,11 +209,11 @@ class Recorder:
         _, loss_sum, tokens = self.epoch_loss
         return perplexity(loss_sum / tokens) if tokens else None
 
-    def _take_over(self, snapshot: Snapshot) -> None:
-        self.tokens = int(snapshot.extra.get("tokens", 0))
-        self.epoch_loss = EpochLoss(*snapshot.extra.get("epoch_loss", (0, 0.0, 0)))
+    def _take_over(self, accounts: Mapping[str, Any]) -> None:
+        self.tokens = int(accounts.get("tokens", 0))
+        self.epoch_loss = EpochLoss(*accounts.get("epoch_loss", (0, 0.0, 0)))
 
-    def end(self, status: str, reason: str, snapshot: Snapshot) -> Summary:
+    def end(self, status: str, reason: str, snapshot: Snapshot, rollbacks: int) -> Summary:
         """The summary of the run; rank 0 writes it, and the last event."""
         splits = {split: score.perplexity for split, score in self.scores.items()}
         summary = Summary(
@@ -217,7 +225,7 @@ class Recorder:
             valid_perplexity=splits.get("valid"),
             test_perplexity=splits.get("test"),
             tokens_per_second=steady_rate(self.rates),
-            rollbacks=int(snapshot.ledger["rollbacks"]),
+            rollbacks=rollbacks,
             resumes=self.resumes,
             state_sha256=state_sha256(snapshot),
             seconds=self.clock() - self.began,
@@ -248,6 +256,10 @@ class Recorder:
             event = self.log.append(kind, step, position, **fields)
             self.board.record(event)
             self.publish(event)
+
+
+def _left_out(first: int, last: int) -> str:
+    return f"window {first} is left out" if last == first + 1 else f"windows {first} to {last - 1} are left out"
 
 
 def unigram_nats(dataset: Dataset) -> float:

@@ -7,7 +7,7 @@ snapshot holds the carry of all lanes of the global batch, whatever the number o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from raylm.checkpoint.snapshot import Snapshot
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.errors import UserError
-from raylm.guard.judge import Ledger
+from raylm.guard.ledger import Ledger
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.model.lstm import LayerCarry
 from raylm.optim.optimizers import Optimizer, make_optimizer
@@ -111,8 +111,8 @@ def restore(replicas: Replicas, snapshot: Snapshot) -> State:
     Raises:
         UserError: the snapshot is of another model, optimizer or number of lanes; names the first difference.
     """
-    _assign("model", replicas.model.weights, snapshot.weights)
-    _assign("optimizer", replicas.optimizer.slots, snapshot.slots)
+    assign_all("model", replicas.model.weights, snapshot.weights)
+    assign_all("optimizer", replicas.optimizer.slots, snapshot.slots)
     topology, config = replicas.topology, replicas.model.config
     worker_carry = []
     for name in carry_names(config.layers):
@@ -137,20 +137,70 @@ def restore(replicas: Replicas, snapshot: Snapshot) -> State:
     )
 
 
-def non_finite(snapshot: Snapshot) -> str | None:
-    """The name of the first array that holds a NaN or an infinity, or None: such a state is never committed."""
-    for kind, arrays in (("weight", snapshot.weights), ("slot", snapshot.slots), ("carry", snapshot.carry)):
-        for name, values in arrays.items():
-            if not np.isfinite(values).all():
-                return f"{kind} {name}"
-    return None
+@dataclass(frozen=True)
+class HostState:
+    """A whole state in this worker's host memory: weights, slots and the carry of its own lanes as arrays.
+
+    accounts: what the recorder and the guard's memory held then.
+    """
+
+    position: int
+    weights: dict[str, np.ndarray]
+    slots: dict[str, np.ndarray]
+    carry: list[np.ndarray]
+    state: State
+    accounts: Any
+
+
+def keep(replicas: Replicas, state: State, accounts: Any) -> HostState:
+    """Copies the state to host memory. No collective: weights and slots are the same on every rank."""
+    results = replicas.strategy.experimental_local_results
+    return HostState(
+        position=state.cursor.position,
+        weights={name: weight.numpy() for name, weight in replicas.model.weights.items()},
+        slots={name: slot.numpy() for name, slot in replicas.optimizer.slots.items()},
+        carry=[np.concatenate([part.numpy() for part in results(parts)]) for parts in tf.nest.flatten(state.carry)],
+        state=replace(state, carry=None),
+        accounts=accounts,
+    )
+
+
+def put_back(replicas: Replicas, kept: HostState) -> State:
+    """Makes a kept state the present one, on every replica of this worker."""
+    assign_all("model", replicas.model.weights, kept.weights)
+    assign_all("optimizer", replicas.optimizer.slots, kept.slots)
+    return replace(kept.state, carry=_place(replicas, kept.carry))
+
+
+def make_health_check(replicas: Replicas) -> Callable[[Any], str]:
+    """A function of the carry: the name of the first weight, slot or carry that holds a NaN or an infinity on any
+    replica of any worker, empty where all are finite. A collective; every rank gets the same answer."""
+    model, optimizer = replicas.model, replicas.optimizer
+    names = [f"weight {name}" for name in model.weights] + [f"slot {name}" for name in optimizer.slots]
+    names += [f"carry {name}" for name in carry_names(model.config.layers)]
+
+    @tf.function
+    def count(carry: Any) -> Any:
+        def mine(carry: Any) -> Any:
+            tensors = [*model.weights.values(), *optimizer.slots.values(), *tf.nest.flatten(carry)]
+            bad = [tf.reduce_any(~tf.math.is_finite(tensor)) for tensor in tensors]
+            return all_reduce_sum([tf.cast(tf.stack(bad), tf.float32)])[0]
+
+        return replicas.strategy.experimental_local_results(replicas.strategy.run(mine, args=(carry,)))[0]
+
+    def check(carry: Any) -> str:
+        bad = np.flatnonzero(count(carry).numpy())
+        return names[bad[0]] if len(bad) else ""
+
+    return check
 
 
 def _place(replicas: Replicas, worker_carry: Any) -> Any:
     return replicas.place_carry([tf.constant(part) for part in tf.nest.flatten(worker_carry)])
 
 
-def _assign(kind: str, variables: Any, values: Any) -> None:
+def assign_all(kind: str, variables: Any, values: Any) -> None:
+    """Gives every variable the value of its name. Raises: UserError: one is missing or of another shape."""
     unknown = next((name for name in values if name not in variables), None)
     if unknown is not None:
         raise UserError(

@@ -15,10 +15,11 @@ import tensorflow as tf
 from raylm.config import OptimizerConfig, RunConfig
 from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel
-from raylm.model.types import Tensor
+from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
 from raylm.training.distribute import all_reduce_sum
+from raylm.training.inject import Strike, naive_mean, struck_gradient, touch_of
 from raylm.training.state import Replicas
 
 
@@ -36,14 +37,13 @@ class Control(NamedTuple):
     """What the host says of a step, all scalars.
 
     position: of the window, int32 (keys the dropout masks). learning_rate: float32.
-    stop: float32, 1 where this rank was asked to stop. poison_loss, poison_gradient: float32, added by drills.
+    stop: float32, 1 where this rank was asked to stop. strike: a drill's fault; None in runs without drills.
     """
 
     position: Tensor
     learning_rate: Tensor
     stop: Tensor
-    poison_loss: Tensor
-    poison_gradient: Tensor
+    strike: Strike | None
 
 
 class StepResult(NamedTuple):
@@ -57,6 +57,64 @@ class StepResult(NamedTuple):
     stop: Tensor
 
 
+class Share(NamedTuple):
+    """What one replica brings to a step: [loss sum, tokens, stop], gradients in the weights' order, and the carry
+    before (reset where lanes begin anew) and after."""
+
+    scalars: Tensor
+    gradients: list[Tensor]
+    carry: Carry
+    next_carry: Carry
+
+
+def share_of_step(
+    model: LanguageModel,
+    batch: Batch,
+    carry: Carry,
+    masks: Masks | None,
+    control: Control,
+    replica: Tensor,
+    touch: Touch = untouched,
+) -> Share:
+    """Forward and backward over one replica's lanes.
+
+    An id outside the vocabulary makes the loss NaN on every device; by itself a CPU would raise, a GPU read zeros.
+    """
+    known = tf.reduce_all(_known(batch.inputs, model) & _known(batch.targets, model))
+    inputs, targets = (tf.where(_known(ids, model), ids, 0) for ids in (batch.inputs, batch.targets))
+    carry = tf.nest.map_structure(lambda part: tf.where(batch.reset[:, None], tf.zeros_like(part), part), carry)
+    with tf.GradientTape() as tape:
+        loss_sum, next_carry = model.loss_sum(
+            tf.transpose(inputs), tf.transpose(targets), tf.transpose(batch.weights), carry, masks, touch
+        )
+    gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss_sum, list(model.weights.values()))]
+    tokens = tf.reduce_sum(batch.weights)
+    loss_sum = touch("loss", tf.where(known, loss_sum, float("nan")))
+    if control.strike is not None:
+        strike = control.strike
+        loss_sum = naive_mean(strike, loss_sum, tokens)
+        gradients = [struck_gradient(strike, replica, *named) for named in zip(model.weights, gradients, strict=True)]
+    return Share(tf.stack([loss_sum, tokens, control.stop]), gradients, carry, next_carry)
+
+
+def apply_gated(
+    optimizer: Optimizer, config: OptimizerConfig, lanes: int, share: Share, learning_rate: Tensor
+) -> tuple[StepResult, Carry]:
+    """The update from a share that is summed over all replicas; `lanes` is the global batch's."""
+    loss_sum, tokens, stop = tf.unstack(share.scalars)
+    scale = 1 / (tf.maximum(tokens, 1) if config.loss_scale == "token_mean" else float(lanes))
+    norm = scale * global_norm(share.gradients)
+    finite = tf.math.is_finite(loss_sum) & tf.math.is_finite(norm)
+
+    def update() -> Tensor:
+        optimizer.apply(share.gradients, scale * clip_factor(norm, config.clip_norm), learning_rate)
+        return True
+
+    tf.cond(finite, update, lambda: False)
+    carry = tf.nest.map_structure(lambda new, old: tf.where(finite, new, old), share.next_carry, share.carry)
+    return StepResult(loss_sum, tokens, norm, finite, stop), carry
+
+
 def train_step(
     model: LanguageModel,
     optimizer: Optimizer,
@@ -66,30 +124,14 @@ def train_step(
     carry: Carry,
     masks: Masks | None,
     control: Control,
+    replica: Tensor,
+    touch: Touch,
 ) -> tuple[StepResult, Carry]:
     """One update, identical on every replica; `lanes` is the global batch's."""
-    variables = list(model.weights.values())
-    carry = tf.nest.map_structure(lambda part: tf.where(batch.reset[:, None], tf.zeros_like(part), part), carry)
-    with tf.GradientTape() as tape:
-        loss_sum, next_carry = model.loss_sum(
-            tf.transpose(batch.inputs), tf.transpose(batch.targets), tf.transpose(batch.weights), carry, masks
-        )
-    gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss_sum, variables)]
-    gradients[-1] += control.poison_gradient
-    scalars = tf.stack([loss_sum + control.poison_loss, tf.reduce_sum(batch.weights), control.stop])
-    scalars, *gradients = all_reduce_sum([scalars, *gradients])
-    loss_sum, tokens, stop = tf.unstack(scalars)
-    scale = 1 / (tf.maximum(tokens, 1) if config.loss_scale == "token_mean" else float(lanes))
-    norm = scale * global_norm(gradients)
-    finite = tf.math.is_finite(loss_sum) & tf.math.is_finite(norm)
-
-    def update() -> Tensor:
-        optimizer.apply(gradients, scale * clip_factor(norm, config.clip_norm), control.learning_rate)
-        return True
-
-    tf.cond(finite, update, lambda: False)
-    carry = tf.nest.map_structure(lambda new, old: tf.where(finite, new, old), next_carry, carry)
-    return StepResult(loss_sum, tokens, norm, finite, stop), carry
+    share = share_of_step(model, batch, carry, masks, control, replica, touch)
+    scalars, *gradients = all_reduce_sum([share.scalars, *share.gradients])
+    share = share._replace(scalars=scalars, gradients=gradients)
+    return apply_gated(optimizer, config, lanes, share, control.learning_rate)
 
 
 def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
@@ -105,7 +147,14 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
         local = replica - topology.rank * topology.replicas
         mine = Batch(*(part[local * share : (local + 1) * share] for part in batch))
         masks = Masks(mask_key(config.seed, control.position, replica * share)) if model.config.dropout else None
-        return train_step(model, replicas.optimizer, config.optimizer, topology.lanes, mine, carry, masks, control)
+        touch = (
+            touch_of(control.strike, replica, replica * share, mine.weights)
+            if control.strike is not None
+            else untouched
+        )
+        return train_step(
+            model, replicas.optimizer, config.optimizer, topology.lanes, mine, carry, masks, control, replica, touch
+        )
 
     @tf.function
     def step(batch: Batch, carry: Any, control: Control) -> tuple[StepResult, Any]:
@@ -113,3 +162,7 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
         return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results), next_carry
 
     return step  # type: ignore[no-any-return]
+
+
+def _known(ids: Tensor, model: LanguageModel) -> Tensor:
+    return (ids >= 0) & (ids < model.vocabulary)

@@ -1,0 +1,70 @@
+"""`raylm replay INCIDENT`: compute a step that failed again, in one process, and show where it goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SUMMARY = "Compute an incident's step again in one process, bit for bit, and show its first non-finite tensor."
+
+
+def main(arguments: Sequence[str], program: str = "raylm replay") -> int:
+    """The exit code: 0 where the step is sound now, 1 where it fails again. Raises: UserError: a mistake of the
+    user's."""
+    options = _parser(program).parse_args(arguments)
+    if options.on == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1")
+    from raylm.training.replay import replay  # here: importing TensorFlow takes seconds, and it reads the environment
+
+    console = Console(soft_wrap=True)
+    told = replay(
+        Path(options.incident),
+        clip_norm=options.clip,
+        rate=options.learning_rate,
+        diagnosed=options.diagnose,
+        say=lambda line: console.print(line, markup=False, highlight=False),
+    )
+    console.print(_table(told.trace))
+    for line in told.lines:
+        console.print(line, markup=False, highlight=False)
+    return 0 if told.sound else 1
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        program,
+        description=SUMMARY,
+        epilog=f"example: {program} runs/quick/incidents/step-00000120 --clip 5",
+        allow_abbrev=False,
+    )
+    parser.add_argument("incident", metavar="INCIDENT", help="a folder in a run's incidents")
+    parser.add_argument("--on", choices=("cpu", "default"), default="default", help="the device to compute on")
+    parser.add_argument("--clip", type=_positive, metavar="NORM", help="clip the gradient here since the snapshot")
+    parser.add_argument("--learning-rate", type=_positive, metavar="RATE", help="its highest since the snapshot")
+    parser.add_argument("--diagnose", action="store_true", help="make all probes, without a limit of time")
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _table(trace: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("tensor", "shape", "non-finite", "smallest", "largest", "mean size")
+    for each in trace:
+        numbers = ("-" if each[name] is None else f"{each[name]:.4g}" for name in ("smallest", "largest", "mean_size"))
+        shape = " × ".join(map(str, each["shape"])) or "scalar"
+        table.add_row(
+            each["tensor"], shape, f"{each['non_finite']:,}", *numbers, style="bold red" if each["first"] else None
+        )
+    return table

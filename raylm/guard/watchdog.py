@@ -1,0 +1,106 @@
+"""Turns a step that never ends into the end of the process, which Ray answers with a restart from a checkpoint.
+
+A peer that is stopped, or a network that swallows messages, leaves every rank waiting in a collective for ever, and
+no health check sees it. A thread in each rank watches for progress: the rank's own steps, or a rank that says it is
+busy with something long (compiling, evaluating, saving, diagnosing) and is alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STALLED = 75
+"""Exit code of a process that the watchdog ended (EX_TEMPFAIL)."""
+
+_LONGEST_BUSY = 10  # timeouts: what is busy for longer is stuck
+
+
+def end_process(reason: str) -> None:
+    """Says why, where every thread stands, and ends at once: a thread that waits in a collective cannot be woken."""
+    print(f"watchdog: {reason}", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(file=sys.stderr)
+    os._exit(STALLED)
+
+
+class Watchdog:
+    """Watches one rank inside a `with` block. `folder` is shared by all ranks: there each says that it is busy."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        timeout: float,
+        expire: Callable[[str], None] = end_process,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """timeout: seconds without progress after which `expire` is called with the reason."""
+        self._folder, self._rank, self._timeout = folder, rank, timeout
+        self._expire, self._clock = expire, clock
+        self._progress = clock()
+        self._busy_since: float | None = None
+        self._seen: dict[str, str] = {}
+        self._looked = False
+        self._beats = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def beat(self) -> None:
+        """A step ended."""
+        self._progress = self._clock()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """What is done inside takes long, and the other ranks wait for it."""
+        outer, self._busy_since = self._busy_since, self._clock()
+        try:
+            yield
+        finally:
+            self._busy_since = outer
+            self.beat()
+
+    def look(self) -> None:
+        """Looks once: says that this rank is busy, and expires where nobody made progress for too long."""
+        now = self._clock()
+        if self._busy_since is not None and now - self._busy_since < _LONGEST_BUSY * self._timeout:
+            self._beats += 1
+            with contextlib.suppress(OSError):  # a full disk: this rank still knows of itself
+                self._folder.mkdir(exist_ok=True)
+                (self._folder / f"busy-{self._rank}").write_text(f"{os.getpid()} {self._beats}")
+            self._progress = now
+        if self._someone_is_busy():
+            self._progress = now
+        if now - self._progress > self._timeout:
+            self._expire(
+                f"rank {self._rank} made no progress for {now - self._progress:.0f} s (guard.step_timeout): a worker "
+                "is stopped, or the network is cut; the run goes on from the newest checkpoint"
+            )
+
+    def _someone_is_busy(self) -> bool:
+        """Whether a rank said so since the last look; what stands there says nothing of when."""
+        seen = {}
+        with contextlib.suppress(OSError):
+            seen = {path.name: path.read_text() for path in self._folder.glob("busy-*")}
+        changed = self._looked and seen != self._seen
+        self._looked = True
+        self._seen = seen
+        return changed
+
+    def _run(self) -> None:
+        while not self._over.wait(min(1.0, self._timeout / 10)):
+            self.look()

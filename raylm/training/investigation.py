@@ -1,0 +1,124 @@
+"""Writes an incident down while the run goes on, has it diagnosed, and tells the answer.
+
+Rank 0 alone does the work. Whatever fails here is said in one line: explaining a fault never ends a run.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from raylm.checkpoint.snapshot import Snapshot
+from raylm.config import RunConfig
+from raylm.data.cursor import Cursor
+from raylm.data.streams import Streams
+from raylm.data.verify import where
+from raylm.errors import UserError
+from raylm.guard.diagnosis import TRANSIENT, Findings
+from raylm.guard.drills import Drill
+from raylm.guard.judge import Outcome
+from raylm.guard.ledger import Ledger
+from raylm.guard.memory import Incident as OpenIncident
+from raylm.optim.schedules import learning_rate
+from raylm.training.diagnose import diagnose
+from raylm.training.incident import (
+    Incident,
+    RecordedStep,
+    incident_folder,
+    read_incident,
+    write_incident,
+    write_verdict,
+)
+from raylm.training.inject import struck_batch
+from raylm.training.record import Recorder
+from raylm.training.topology import Topology
+
+_TOLD = (OSError, ValueError, UserError, tf.errors.OpError)
+
+
+class Investigation:
+    """The incidents of one attempt of a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        topology: Topology,
+        streams: Streams,
+        record: Recorder,
+        run_folder: Path,
+        total_steps: int,
+    ) -> None:
+        """streams: of all lanes, with those that pad them on `topology`."""
+        self.config, self.topology, self.streams = config, topology, streams
+        self.record, self.run_folder, self.total_steps = record, run_folder, total_steps
+
+    def open(
+        self, outcome: Outcome, incident: OpenIncident, reason: str, snapshot: Snapshot, drill: Drill | None
+    ) -> None:
+        """Writes the folder of a fault that is about to be computed again from `snapshot`."""
+        folder = incident_folder(self.run_folder, outcome.step, outcome.position)
+        vocabulary = len(self.streams.dataset.vocabulary)
+        try:
+            steps = self._steps(snapshot, outcome, drill, vocabulary)
+            lanes = {
+                reading.lane: f"{reading.text!r} (shard {reading.shard}, chunk {reading.chunk}, row {reading.row}, "
+                f"token {reading.first_token})"
+                for reading in where(self.streams, outcome.position)
+            }
+            recorded = Incident(
+                config=self.config,
+                vocabulary=vocabulary,
+                shares=self.topology.workers * self.topology.replicas,
+                kind=incident.kind,
+                reason=reason,
+                loss=outcome.loss,
+                drill=drill,
+                where=tuple(lanes.get(lane, "nothing") for lane in range(self.topology.lanes)),
+                snapshot=snapshot,
+                steps=steps,
+            )
+            write_incident(folder, recorded, outcome)
+        except _TOLD as error:
+            self.record.note(f"the incident could not be written to {folder}: {error}")
+
+    def transient(self, incident: OpenIncident) -> None:
+        """The place was sound when it was computed again."""
+        folder = incident_folder(self.run_folder, incident.step, incident.position)
+        try:
+            write_verdict(folder, TRANSIENT, Findings(reproduced=False))
+        except _TOLD as error:
+            self.record.note(f"the verdict could not be written to {folder}: {error}")
+        self.record.verdict(incident.step, incident.position, TRANSIENT, folder)
+
+    def failed_again(self, incident: OpenIncident) -> None:
+        """Diagnoses a place that failed twice."""
+        folder = incident_folder(self.run_folder, incident.step, incident.position)
+        self.record.wait(f"diagnosing the incident at step {incident.step}")
+        until = time.monotonic() + self.config.guard.probe_seconds
+        try:
+            verdict, findings, trace = diagnose(read_incident(folder), lambda: time.monotonic() > until)
+            write_verdict(folder, verdict, findings, trace)
+        except _TOLD as error:
+            self.record.note(f"the incident in {folder} could not be diagnosed: {error}")
+        else:
+            self.record.verdict(incident.step, incident.position, verdict, folder)
+
+    def _steps(
+        self, snapshot: Snapshot, outcome: Outcome, drill: Drill | None, vocabulary: int
+    ) -> tuple[RecordedStep, ...]:
+        """Every window from the snapshot to the fault's, as the device saw it."""
+        steps: list[RecordedStep] = []
+        step, cursor = snapshot.step, Cursor.from_json(snapshot.cursor)
+        while not steps or steps[-1].position < outcome.position:
+            window, after = self.streams.read(cursor)
+            position, epoch = window.cursor.position, window.cursor.epoch
+            struck = drill if position == outcome.position else None
+            inputs, weights = struck_batch(struck, window.inputs, window.weights, 0, vocabulary)
+            rate = learning_rate(self.config.schedule, step, epoch, self.total_steps)
+            rate *= Ledger.from_json(snapshot.ledger).rate_factor(position, self.config.guard.recovery)
+            arrays = (array.copy() for array in (inputs, window.targets, weights, window.reset_lanes))
+            steps.append(RecordedStep(step, position, epoch, rate, *arrays))
+            step, cursor = step + 1, after
+        return tuple(steps)
