@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
+from raylm.data.reader import Reader
 from raylm.data.streams import Window
 from raylm.guard.drills import PROCESS_KINDS, STATE_SITES, Drill, due, parse_drills
 from raylm.guard.judge import Outcome
@@ -116,6 +117,7 @@ class _Run:
             config, self.replicas, self.streams, investigation, self.record, self.store, run_folder
         )
         self.state = self._begin()
+        self.reader = Reader(open_streams(config, datasets.train, topology), self.state.cursor)
 
     def _begin(self) -> State:
         """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
@@ -162,7 +164,7 @@ class _Run:
     def _send(self) -> None:
         """Gives the next window to the device and moves the state past it, as if its update will be applied."""
         state = self.state
-        window, cursor = self.streams.read(state.cursor)
+        window = self.reader.read()
         position = window.cursor.position
         drill = due(self.drills, state.step, position, state.drills)
         if drill is not None:
@@ -182,7 +184,7 @@ class _Run:
         batch = Batch(*map(tf.constant, (inputs, window.targets, weights, window.reset_lanes)))
         result, state.carry = self.step(batch, state.carry, control)
         self.sent.append(_Sent(state.step, window, rate, drill, result))
-        state.step, state.cursor = state.step + 1, self.streams.settle(cursor)
+        state.step, state.cursor = state.step + 1, self.reader.cursor
 
     def _strike(self, drill: Drill) -> None:
         """Injects what is not injected in the step."""
@@ -216,6 +218,7 @@ class _Run:
                 back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)
             if back is not None:
                 self.sent.clear()
+                self.reader.seek(back.cursor)
                 self.state, self.saved_at = back, min(self.saved_at, back.step)
         return stop
 
@@ -292,5 +295,6 @@ class _Run:
 
     def finish(self, status: str, reason: str) -> Summary:
         """The summary; rank 0 writes it. A collective: the state's digest is over every lane's carry."""
+        self.reader.close()
         snapshot = capture(self.replicas, self.state, self.config.seed, {})
         return self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)
