@@ -72,8 +72,7 @@ def one_replica(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summari
     folder = tmp_path_factory.mktemp("one-replica")
     every_step = {"every step fails": drilled(*ALWAYS, steps=60)}
     run_all(folder, every_step, kill_at_rollback=5)
-    faults = ["nan-loss@6", "inf-logits@6:sticky", "neginf-recurrent-gradient@6:sticky", "nan-weight@6"]
-    faults += ["nan-slot@6:sticky", "nan-carry@6", "bad-id@6:sticky", "no-target@6:sticky"]
+    faults = ["nan-loss@6", "neginf-recurrent-gradient@6:sticky", "nan-weight@6", "nan-slot@6:sticky", "nan-carry@6"]
     nearby = {
         "some fail": drilled(*ALWAYS[:3], steps=30, guard={"recovery": 20}),
         "told": config(steps=30, guard={"recovery": 20, "leave_out": ["6:9"], "slow_down": ["0:0.5"]}),
@@ -103,6 +102,7 @@ def test_a_run_whose_every_step_fails_ends_within_its_budget_even_killed_in_a_ro
     assert_finite_checkpoints(folder / "every step fails")
 
 
+@pytest.mark.slow
 def test_recovery_of_two_replicas_where_one_alone_is_struck_ends_in_the_state_of_a_clean_run(tmp_path: Path) -> None:
     faults = ["nan-hidden@6:replica=1", "nan-loss@6:sticky,replica=1", "inf-weight@6:replica=1"]
     summaries = run_all(tmp_path, {**CLEAN, **{fault: drilled(fault) for fault in faults}}, replicas=2)
