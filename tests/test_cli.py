@@ -264,6 +264,10 @@ def begun(tmp_path: Path) -> Path:
     [
         (["--model.hidden", "5"], "--model.hidden: the checkpoint was made with 200, not 5"),
         (["--data.lanes", "5"], "--data.lanes: the checkpoint was made with 20, not 5"),
+        (
+            ["--cache-dir", "elsewhere", "--model.hidden", "5"],
+            "--model.hidden: the checkpoint was made with 200, not 5",
+        ),
         (["--optimizer.name", "adam"], "--optimizer.name: the checkpoint was made with sgd"),
         (["--seed", "5"], "--seed: the checkpoint was made with 0, not 5"),
         (["--recipe", "ptb-small"], "a run that goes on keeps its recipe"),

@@ -22,7 +22,8 @@ from raylm.observe.view import View
 SUMMARY = "Go on where a run stopped, on any number of workers."
 
 FIXED = ("recipe", "name", "storage_path", "seed", "data.", "model.", "optimizer.name")
-"""What a checkpoint is made of: no option may change it."""
+FREE = ("data.data_dir", "data.cache_dir")
+"""What a checkpoint is made of: no option may change it, but for where the data lie on this machine."""
 
 
 def main(arguments: Sequence[str], program: str = "raylm resume") -> int:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str], program: str = "raylm resume") -> int:
 def _refuse_other_state(before: RunConfig, after: RunConfig) -> None:
     for key, _ in fields_of(RunConfig):
         old, new = _value(before, key), _value(after, key)
-        if old != new and key.startswith(FIXED):
+        if old != new and key.startswith(FIXED) and key not in FREE:
             raise UserError(
                 f"--{key.replace('_', '-')}: the checkpoint was made with {old}, not {new}: leave the option out, or "
                 "start a new run"
