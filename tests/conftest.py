@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
 # Before any test imports TensorFlow: no chatter, no Keras (seconds to import), and the CPU, whose arithmetic repeats.
@@ -20,3 +22,16 @@ def ptb_dir() -> Path:
     if not (folder / "ptb.train.txt").is_file():
         pytest.skip(f"needs the Penn Treebank: {folder} has no ptb.train.txt (name a folder with RAYLM_PTB_DIR)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A URI with credentials of an empty object store on loopback, `{}` where the path goes."""
+    moto_server = pytest.importorskip("moto.server", reason="moto[server] (in raylm[dev]) plays the object store")
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    options = f"endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&region=us-east-1"
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://key:hidden@bucket/?{options}&allow_bucket_creation=true")
+    filesystem.create_dir("bucket")
+    yield f"s3://key:hidden@bucket/{{}}?{options}"
+    server.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -16,21 +15,7 @@ from raylm.data.prepare import prepare
 from raylm.data.upload import refuse_existing_remote, upload_dataset
 from raylm.errors import UserError
 
-moto_server = pytest.importorskip("moto.server", reason="moto[server] (in raylm[dev]) plays the object store")
-
 OPTIONS = PrepareOptions(tokenizer="whitespace", split_bytes=500, chunk_tokens=64, shard_tokens=256)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A URI with credentials, `{}` where the path goes."""
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    options = f"endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&region=us-east-1"
-    filesystem, _ = pafs.FileSystem.from_uri(f"s3://key:hidden@bucket/?{options}&allow_bucket_creation=true")
-    filesystem.create_dir("bucket")
-    yield f"s3://key:hidden@bucket/{{}}?{options}"
-    server.stop()
 
 
 @pytest.fixture

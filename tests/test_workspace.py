@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -16,21 +15,7 @@ from raylm.data.runners import in_processes
 from raylm.data.workspace import FolderWorkspace, StoreWorkspace, Workspace, open_workspace
 from raylm.errors import UserError
 
-moto_server = pytest.importorskip("moto.server", reason="moto[server] (in raylm[dev]) plays the object store")
-
 SMALL = PrepareOptions(tokenizer="whitespace", split_bytes=500, chunk_tokens=64, shard_tokens=256)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A URI, `{}` where the path goes."""
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    options = f"endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&region=us-east-1"
-    filesystem, _ = pafs.FileSystem.from_uri(f"s3://key:hidden@bucket/?{options}&allow_bucket_creation=true")
-    filesystem.create_dir("bucket")
-    yield f"s3://key:hidden@bucket/{{}}?{options}"
-    server.stop()
 
 
 @pytest.fixture(params=["folder", "file", "s3"])
