@@ -85,8 +85,11 @@ class LanguageModel(tf.Module):
     def next_logits(self, token_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Logits [B, V] of the word after `token_B`, and the carry."""
         hidden, next_carry = self.outputs(token_B[None], carry, None)
-        logits = tf.matmul(hidden[0], self.weights["softmax"], transpose_b=True) + self.weights["softmax/bias"]
-        return logits, next_carry
+        return self.logits(hidden[0]), next_carry
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Unnormalised log probabilities [N, V] of the word after each hidden state."""
+        return tf.matmul(hidden_NH, self.weights["softmax"], transpose_b=True) + self.weights["softmax/bias"]
 
     def zero_carry(self, lanes: int) -> Carry:
         """The carry of lanes that have read nothing."""
