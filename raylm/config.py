@@ -84,6 +84,8 @@ class ModelConfig(Section):
     """Every parameter starts uniform in ± this."""
     forget_bias: float = 0.0
     """Added to the forget gate's first bias."""
+    peepholes: bool = False
+    """Gates see the cell through weights of their own (Gers and Schmidhuber 2000)."""
 
 
 class OptimizerConfig(Section):

@@ -97,6 +97,21 @@ def test_seeds_have_weights_of_their_own() -> None:
         assert not np.isin(first[name], other[name]).all()
 
 
+def test_peepholes_are_weights_of_each_layer_and_change_the_model() -> None:
+    config = TINY.model_copy(update={"peepholes": True})
+    model = LanguageModel(config, WORDS, seed=1)
+    assert [name for name in model.weights if "peepholes" in name] == ["lstm0/peepholes", "lstm1/peepholes"]
+    assert model.weights["lstm0/peepholes"].shape == (3, 3)
+    arrays = window()
+    with tf.GradientTape() as tape:
+        loss, _ = model.loss_sum(*arrays, model.zero_carry(LANES), None)
+    for gradient in tape.gradient(loss, [model.weights[f"lstm{layer}/peepholes"] for layer in (0, 1)]):
+        assert (np.abs(gradient.numpy()) > 0).all()
+    for layer in (0, 1):
+        model.weights[f"lstm{layer}/peepholes"].assign(np.zeros((3, 3)))
+    assert float(model.loss_sum(*arrays, model.zero_carry(LANES), None)[0]) != float(loss)
+
+
 def test_the_forget_bias_is_added_to_the_forget_gate_alone() -> None:
     plain = initial_weights(TINY, WORDS, seed=0)
     biased = initial_weights(TINY.model_copy(update={"forget_bias": 1.0}), WORDS, seed=0)

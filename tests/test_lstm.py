@@ -25,24 +25,31 @@ def reference(
     kernel: np.ndarray,
     recurrent: np.ndarray,
     bias: np.ndarray,
+    peepholes: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hochreiter and Schmidhuber 1997 with a forget gate (Gers et al. 2000): outputs, last hidden, last cell."""
+    """Hochreiter and Schmidhuber 1997 with a forget gate (Gers et al. 2000), and with peepholes (Gers and Schmidhuber
+    2000): outputs, last hidden, last cell."""
     width = hidden.shape[1]
+    p_i, p_f, p_o = np.zeros((3, width)) if peepholes is None else peepholes
     outputs = []
     for x in inputs:
         z = x @ kernel + hidden @ recurrent + bias
         gate = {name: z[:, k * width : (k + 1) * width] for k, name in enumerate("ifog")}
-        cell = sigmoid(gate["f"]) * cell + sigmoid(gate["i"]) * np.tanh(gate["g"])
-        hidden = sigmoid(gate["o"]) * np.tanh(cell)
+        forget, accept = sigmoid(gate["f"] + p_f * cell), sigmoid(gate["i"] + p_i * cell)
+        cell = forget * cell + accept * np.tanh(gate["g"])
+        hidden = sigmoid(gate["o"] + p_o * cell) * np.tanh(cell)
         outputs.append(hidden)
     return np.stack(outputs), hidden, cell
 
 
-def arguments(size: tuple[int, int, int, int], seed: int = 0, scale: float = 0.7) -> list[np.ndarray]:
+def arguments(
+    size: tuple[int, int, int, int], seed: int = 0, scale: float = 0.7, peepholes: bool = False
+) -> list[np.ndarray]:
     steps, lanes, inputs, hidden = size
     random = np.random.default_rng(seed)
     shapes = [(steps, lanes, inputs), (lanes, hidden), (lanes, hidden)]
     shapes += [(inputs, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)]
+    shapes += [(3, hidden)] if peepholes else []
     return [random.normal(scale=scale, size=shape) for shape in shapes]
 
 
@@ -51,17 +58,19 @@ def layer(values: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]
     return outputs, carry.hidden, carry.cell
 
 
+@pytest.mark.parametrize("peepholes", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_outputs_and_carry_are_those_of_the_equations(size: tuple[int, int, int, int]) -> None:
-    values = arguments(size)
+def test_outputs_and_carry_are_those_of_the_equations(size: tuple[int, int, int, int], peepholes: bool) -> None:
+    values = arguments(size, peepholes=peepholes)
     for found, wanted in zip(layer([tf.constant(value) for value in values]), reference(*values), strict=True):
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("peepholes", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_gradient_is_that_of_finite_differences(size: tuple[int, int, int, int]) -> None:
-    """Of inputs, both carries, both matrices and the bias, by way of every output and both carries."""
-    values = arguments(size)
+def test_every_gradient_is_that_of_finite_differences(size: tuple[int, int, int, int], peepholes: bool) -> None:
+    """Of inputs, both carries, both matrices, the bias and the peepholes, by way of every output and both carries."""
+    values = arguments(size, peepholes=peepholes)
     random = np.random.default_rng(1)
     upstream = [random.normal(size=result.shape) for result in reference(*values)]
 
@@ -84,9 +93,61 @@ def test_every_gradient_is_that_of_finite_differences(size: tuple[int, int, int,
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6, atol=1e-8)
 
 
+def peephole_cell(
+    x: tf.Tensor,
+    hidden: tf.Tensor,
+    cell: tf.Tensor,
+    kernel: tf.Tensor,
+    recurrent: tf.Tensor,
+    bias: tf.Tensor,
+    peepholes: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One time step as Gers and Schmidhuber (2000) write it, each gate by itself, for automatic differentiation."""
+    w_i, w_f, w_o, w_g = (
+        tf.concat(pair, 0) for pair in zip(*(tf.split(m, 4, 1) for m in (kernel, recurrent)), strict=True)
+    )
+    b_i, b_f, b_o, b_g = tf.split(bias, 4)
+    sees = tf.concat([x, hidden], 1)
+    accept = tf.sigmoid(sees @ w_i + b_i + cell @ tf.linalg.diag(peepholes[0]))
+    forget = tf.sigmoid(sees @ w_f + b_f + cell @ tf.linalg.diag(peepholes[1]))
+    cell = forget * cell + accept * tf.tanh(sees @ w_g + b_g)
+    emit = tf.sigmoid(sees @ w_o + b_o + cell @ tf.linalg.diag(peepholes[2]))
+    return emit * tf.tanh(cell), cell
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_peepholes_agree_with_a_cell_unrolled_and_differentiated_by_tensorflow(size: tuple[int, int, int, int]) -> None:
+    values = [tf.constant(value) for value in arguments(size, seed=3, peepholes=True)]
+
+    def unrolled(inputs: tf.Tensor, hidden: tf.Tensor, cell: tf.Tensor, *weights: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        outputs = []
+        for x in tf.unstack(inputs):
+            hidden, cell = peephole_cell(x, hidden, cell, *weights)
+            outputs.append(hidden)
+        return tf.stack(outputs), hidden, cell
+
+    both = []
+    for run in (lambda: layer(values), lambda: unrolled(*values)):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            results = run()
+            random = np.random.default_rng(4)
+            total = tf.add_n([tf.reduce_sum(random.normal(size=result.shape) * result) for result in results])
+        both.append([*results, *tape.gradient(total, values)])
+    for found, wanted in zip(*both, strict=True):
+        np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-10, atol=1e-13)
+
+
+def test_peepholes_of_zero_are_none() -> None:
+    values = arguments((4, 2, 3, 2))
+    for plain, zero in zip(layer(values), layer([*values, np.zeros((3, 2))]), strict=True):
+        np.testing.assert_array_equal(plain, zero)
+
+
+@pytest.mark.parametrize("peepholes", [False, True])
 @pytest.mark.parametrize("through", ["outputs", "hidden", "cell"])
-def test_the_gradient_reaches_the_first_carry_from_each_result_alone(through: str) -> None:
-    values = [tf.constant(value) for value in arguments((3, 2, 2, 2))]
+def test_the_gradient_reaches_the_first_carry_from_each_result_alone(through: str, peepholes: bool) -> None:
+    values = [tf.constant(value) for value in arguments((3, 2, 2, 2), peepholes=peepholes)]
     with tf.GradientTape() as tape:
         tape.watch(values)
         results = dict(zip(("outputs", "hidden", "cell"), layer(values), strict=True))

@@ -97,7 +97,7 @@ class LanguageModel(tf.Module):
         return tuple(LayerCarry(zeros, zeros) for _ in range(self.config.layers))
 
     def _layer(self, layer: int) -> LayerWeights:
-        return LayerWeights(*(self.weights[f"lstm{layer}/{part}"] for part in LayerWeights._fields))
+        return LayerWeights(*(self.weights.get(f"lstm{layer}/{part}") for part in LayerWeights._fields))
 
 
 def _touch_within(touch: Touch, part: str, name: str, tensor: Tensor) -> Tensor:
@@ -115,6 +115,8 @@ def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str
         shapes[f"lstm{layer}/kernel"] = (hidden, 4 * hidden)
         shapes[f"lstm{layer}/recurrent"] = (hidden, 4 * hidden)
         shapes[f"lstm{layer}/bias"] = (4 * hidden,)
+        if config.peepholes:
+            shapes[f"lstm{layer}/peepholes"] = (3, hidden)
     shapes["softmax"] = (vocabulary, hidden)
     shapes["softmax/bias"] = (vocabulary,)
     generator = np.random.Generator(np.random.Philox(key=seed))
