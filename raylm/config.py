@@ -158,6 +158,10 @@ class CheckpointConfig(Section):
     """Updates between checkpoints."""
     keep_last: int = Field(3, ge=2)
     """Newest checkpoints kept."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints whose step is a multiple of this are kept for good; none to keep no such ones."""
+    keep_best: NonNegativeInt = 1
+    """Checkpoints with the lowest validation loss kept."""
 
 
 class ReportConfig(Section):

@@ -6,18 +6,15 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoint_examples import CONFIG, DATASET, save, snapshot_at
+from checkpoint_examples import save, snapshot_at
 
 from raylm.checkpoint import files
 from raylm.checkpoint.background import BackgroundWriter
-from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore, Snapshot, state_sha256
-
-
-def _begin(writer: BackgroundWriter, snapshot: Snapshot) -> None:
-    writer.save(snapshot, config=CONFIG, dataset_id=DATASET)
+from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore, state_sha256
 
 
 class _Disk:
@@ -53,8 +50,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> _Disk:
 
 def test_a_save_goes_on_behind_and_the_end_waits_for_it(tmp_path: Path, disk: _Disk) -> None:
     store = CheckpointStore(tmp_path)
-    writer = BackgroundWriter(store)
-    _begin(writer, snapshot_at(1))
+    writer = BackgroundWriter(partial(save, store))
+    writer.save(snapshot_at(1))
     assert writer.busy
     assert store.newest() is None
     disk.go.set()
@@ -67,10 +64,10 @@ def test_a_save_goes_on_behind_and_the_end_waits_for_it(tmp_path: Path, disk: _D
 
 def test_at_most_one_save_is_in_flight(tmp_path: Path, disk: _Disk) -> None:
     store = CheckpointStore(tmp_path)
-    writer = BackgroundWriter(store)
+    writer = BackgroundWriter(partial(save, store))
     threading.Timer(0.05, disk.go.set).start()
     for step in range(1, 6):
-        _begin(writer, snapshot_at(step))
+        writer.save(snapshot_at(step))
         assert [info.step for info in store.list()] == list(range(1, step))
     writer.wait()
     assert disk.most_at_once == 1
@@ -81,55 +78,39 @@ def test_a_full_disk_is_told_at_the_next_call_once_and_saving_goes_on_when_there
     tmp_path: Path, disk: _Disk
 ) -> None:
     store = CheckpointStore(tmp_path)
-    writer = BackgroundWriter(store)
+    writer = BackgroundWriter(partial(save, store))
     disk.go.set()
-    _begin(writer, snapshot_at(1))
+    writer.save(snapshot_at(1))
     writer.wait()
     disk.full = True
-    _begin(writer, snapshot_at(2))
+    writer.save(snapshot_at(2))
     with pytest.raises(CheckpointNotSaved, match="step 2 was not saved"):
-        _begin(writer, snapshot_at(3))
+        writer.save(snapshot_at(3))
     with pytest.raises(CheckpointNotSaved, match="step 3 was not saved"):
         writer.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001"]
     disk.full = False
-    _begin(writer, snapshot_at(4))
+    writer.save(snapshot_at(4))
     writer.wait()
     assert [info.step for info in store.list()] == [1, 4]
 
 
 def test_a_snapshot_that_cannot_be_written_is_told_too(tmp_path: Path) -> None:
-    writer = BackgroundWriter(CheckpointStore(tmp_path))
-    _begin(writer, replace(snapshot_at(1), rng={"seed": float("nan")}))
+    writer = BackgroundWriter(partial(save, CheckpointStore(tmp_path)))
+    writer.save(replace(snapshot_at(1), rng={"seed": float("nan")}))
     with pytest.raises(ValueError, match="not plain JSON"):
         writer.wait()
-
-
-def test_what_follows_a_save_is_called_with_its_folder(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    saved: list[Path] = []
-
-    def report_and_prune(path: Path) -> None:
-        saved.append(path)
-        store.prune(keep_last=2)
-
-    writer = BackgroundWriter(store, report_and_prune)
-    for step in range(1, 6):
-        _begin(writer, snapshot_at(step))
-    writer.wait()
-    assert [path.name for path in saved] == [f"step-{step:08d}" for step in range(1, 6)]
-    assert [info.step for info in store.list()] == [4, 5]
 
 
 def test_a_process_that_ends_with_a_save_in_flight_finishes_it(tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
-        "from checkpoint_examples import CONFIG, DATASET, snapshot_at\n"
+        "from checkpoint_examples import save, snapshot_at\n"
         "from raylm.checkpoint.background import BackgroundWriter\n"
         "from raylm.checkpoint.store import CheckpointStore\n"
-        "writer = BackgroundWriter(CheckpointStore(Path(sys.argv[1])))\n"
-        "writer.save(snapshot_at(7, size=100_000), config=CONFIG, dataset_id=DATASET)\n"
+        "writer = BackgroundWriter(lambda snapshot: save(CheckpointStore(Path(sys.argv[1])), snapshot))\n"
+        "writer.save(snapshot_at(7, size=100_000))\n"
         "raise SystemExit(3)"
     )
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
@@ -138,14 +119,14 @@ def test_a_process_that_ends_with_a_save_in_flight_finishes_it(tmp_path: Path) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux only")
-def test_training_goes_first(tmp_path: Path) -> None:
+def test_training_goes_first() -> None:
     def priority() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     seen: list[int] = []
     before = priority()
-    writer = BackgroundWriter(CheckpointStore(tmp_path), lambda path: seen.append(priority()))
-    _begin(writer, snapshot_at(1))
+    writer = BackgroundWriter(lambda snapshot: seen.append(priority()))
+    writer.save(snapshot_at(1))
     writer.wait()
     assert seen[0] > before == priority()
 

@@ -15,6 +15,7 @@ import pytest
 from checkpoint_examples import CONFIG, DATASET, save, snapshot_at
 
 from raylm.checkpoint import files
+from raylm.checkpoint.retention import Retention
 from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore, state_sha256
 from raylm.errors import UserError
 
@@ -166,7 +167,7 @@ def test_a_kill_anywhere_in_a_removal_leaves_every_kept_checkpoint(tmp_path: Pat
             save(CheckpointStore(folder), snapshot_at(step))
 
     def prune(store: CheckpointStore) -> object:
-        return store.prune(keep_last=2)
+        return store.prune(Retention(2), {})
 
     for strike_at in range(_calls_of(tmp_path / "count", prune, four)):
         folder = tmp_path / str(strike_at)
@@ -254,6 +255,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from checkpoint_examples import save, snapshot_at
+from raylm.checkpoint.retention import Retention
 from raylm.checkpoint.store import CheckpointStore
 store = CheckpointStore(Path(sys.argv[1]))
 newest = store.newest()
@@ -263,7 +265,7 @@ while True:
     save(store, snapshot_at(step, size=2000))  # the same step again: replaced in place
     step += 1
     save(store, snapshot_at(step, size=2000))
-    store.prune(keep_last=2)
+    store.prune(Retention(2), {{}})
 """
 
 

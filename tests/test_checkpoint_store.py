@@ -11,6 +11,7 @@ from checkpoint_examples import CONFIG, DATASET, save, snapshot_at
 
 from raylm.checkpoint.locate import locate
 from raylm.checkpoint.manifest import read_manifest
+from raylm.checkpoint.retention import Retention
 from raylm.checkpoint.store import CheckpointStore, state_sha256
 from raylm.errors import UserError
 
@@ -171,60 +172,45 @@ def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     assert [info.step for info in store.list()] == [400, 500]
 
 
-def _saved(folder: Path, losses: dict[int, object]) -> CheckpointStore:
+def _saved(folder: Path, *steps: int) -> CheckpointStore:
     store = CheckpointStore(folder)
-    for step, loss in losses.items():
-        save(store, replace(snapshot_at(step), extra={"valid_nats": loss}))
+    for step in steps:
+        save(store, snapshot_at(step))
     return store
 
 
-@pytest.mark.parametrize(
-    ("last", "every", "best", "kept"),
-    [
-        (2, None, False, [5, 6]),
-        (0, None, False, [5, 6]),
-        (4, None, False, [3, 4, 5, 6]),
-        (9, None, False, [1, 2, 3, 4, 5, 6]),
-        (2, 2, False, [2, 4, 5, 6]),
-        (2, None, True, [3, 5, 6]),
-        (2, 4, True, [3, 4, 5, 6]),
-    ],
-)
-def test_pruning_keeps_the_last_every_nth_and_the_best(
-    tmp_path: Path, last: int, every: int | None, best: bool, kept: list[int]
-) -> None:
-    losses = {1: float("nan"), 2: 5.0, 3: 4.0, 4: 4.0 + 1e-9, 5: None, 6: "unknown"}
-    store = _saved(tmp_path, losses)
-    removed = store.prune(last, every, best)
-    assert [info.step for info in store.list()] == kept
-    assert [path.name for path in removed] == [f"step-{step:08d}" for step in losses if step not in kept]
+def test_pruning_removes_what_retention_does_not_keep(tmp_path: Path) -> None:
+    store = _saved(tmp_path, *range(1, 8))
+    removed = store.prune(Retention(last=2, every=4, best=1), {2: 5.0, 3: 4.0, 5: 4.5})
+    assert [info.step for info in store.list()] == [3, 4, 6, 7]
+    assert [path.name for path in removed] == [f"step-{step:08d}" for step in (1, 2, 5)]
 
 
 def test_pruning_counts_only_complete_ones_and_leaves_the_damaged_to_be_looked_at(tmp_path: Path) -> None:
-    store = _saved(tmp_path, dict.fromkeys(range(1, 6)))
+    store = _saved(tmp_path, *range(1, 6))
     for step in (1, 4, 5):
         (tmp_path / f"step-{step:08d}" / "state.json").unlink()
-    assert store.prune(keep_last=2) == []
+    assert store.prune(Retention(2), {}) == []
     assert [info.step for info in store.list() if info.complete] == [2, 3]
 
 
 def test_a_checkpoint_that_cannot_be_removed_is_named_and_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = _saved(tmp_path, dict.fromkeys(range(1, 5)))
+    store = _saved(tmp_path, *range(1, 5))
 
     def refuse(old: object, new: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("raylm.checkpoint.files.rename", refuse)
     said: list[str] = []
-    assert store.prune(keep_last=2, say=said.append) == []
+    assert store.prune(Retention(2), {}, said.append) == []
     assert said == [f"{tmp_path}/step-0000000{step} could not be removed: Permission denied" for step in (1, 2)]
     assert len(store.list()) == 4
 
 
 def test_going_back_to_a_step_sets_aside_what_came_after(tmp_path: Path) -> None:
-    store = _saved(tmp_path, dict.fromkeys((100, 200, 300, 400)))
+    store = _saved(tmp_path, 100, 200, 300, 400)
     aside = store.set_aside_after(200)
     assert aside is not None
     assert sorted(path.name for path in aside.iterdir()) == ["step-00000300", "step-00000400"]

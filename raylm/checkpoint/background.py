@@ -5,59 +5,52 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
-from raylm.checkpoint.snapshot import Json, Snapshot
-from raylm.checkpoint.store import CheckpointStore
+from raylm.checkpoint.snapshot import Snapshot
 
 _NICENESS = 10
 """Hashing and writing take the time that the training's threads leave; 19 could starve them while they hold a lock."""
 
 
 class BackgroundWriter:
-    """Saves snapshots in a thread; a second save waits for the first, the end waits for the last.
+    """Hands snapshots to `write` in a thread; a second one waits for the first, the end waits for the last.
 
-    What a save raised (CheckpointNotSaved, or ValueError for a snapshot that cannot be written) surfaces at the
-    next call of `save` or `wait`, once. The arrays of a snapshot must not change until its save is over.
+    What `write` raised surfaces at the next call of `save` or `wait`, once. The arrays of a snapshot must not change
+    until it is written.
     """
 
-    def __init__(self, store: CheckpointStore, after_save: Callable[[Path], None] | None = None) -> None:
-        """`after_save` is called in the thread with each checkpoint's folder, for pruning and reporting."""
-        self._store = store
-        self._after_save = after_save
+    def __init__(self, write: Callable[[Snapshot], None]) -> None:
+        self._write = write
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def save(self, snapshot: Snapshot, *, config: Json, dataset_id: str) -> None:
-        """Begin to save; waits first for the save in flight, and raises what that one met.
+    def save(self, snapshot: Snapshot) -> None:
+        """Begin to write; waits first for the snapshot in flight, and raises what that one met.
 
-        Where it raises, this snapshot's save has begun all the same: a full disk costs one checkpoint, not two.
+        Where it raises, this snapshot is being written all the same.
         """
         error = self._finish()
-        self._thread = threading.Thread(
-            target=self._run, args=(snapshot, config, dataset_id), name="checkpoint writer", daemon=False
-        )
+        # No daemon: an interpreter that ends finishes what is in flight.
+        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint writer", daemon=False)
         self._thread.start()
         if error is not None:
             raise error
 
     def wait(self) -> None:
-        """Wait for the save in flight, before a rollback reads it and at the end; raises what it met."""
+        """Wait for the snapshot in flight, before a rollback and at the end; raises what it met."""
         error = self._finish()
         if error is not None:
             raise error
 
     @property
     def busy(self) -> bool:
-        """Whether a save is in flight."""
+        """Whether a snapshot is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def _run(self, snapshot: Snapshot, config: Json, dataset_id: str) -> None:
+    def _run(self, snapshot: Snapshot) -> None:
         _let_training_go_first()
         try:
-            path = self._store.save(snapshot, config=config, dataset_id=dataset_id)
-            if self._after_save is not None:
-                self._after_save(path)
+            self._write(snapshot)
         except Exception as error:
             self._error = error
 

@@ -35,7 +35,7 @@ class Snapshot:
     rng: Json
     """The seeds that randomness is derived from."""
     extra: Json = field(default_factory=dict)
-    """Figures worth showing beside the checkpoint (`valid_nats`); no part of the state."""
+    """Accounts kept beside the state and no part of it, as the tokens and the loss so far."""
 
 
 def state_sha256(snapshot: Snapshot) -> str:

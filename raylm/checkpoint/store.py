@@ -9,7 +9,7 @@ then.
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from raylm.checkpoint.layout import (
     step_of,
     write_checkpoint,
 )
+from raylm.checkpoint.retention import Retention, superfluous
 from raylm.checkpoint.snapshot import Json, Snapshot, state_sha256
 from raylm.errors import UserError
 
@@ -112,26 +113,16 @@ class CheckpointStore:
         raise UserError(f"{self.folder} holds {len(paths)} checkpoints, none of them good: start the run anew")
 
     def prune(
-        self,
-        keep_last: int,
-        keep_every: int | None = None,
-        keep_best: bool = True,
-        say: Callable[[str], None] = _ignore,
+        self, keep: Retention, validation: Mapping[int, float], say: Callable[[str], None] = _ignore
     ) -> Sequence[Path]:
-        """Remove old checkpoints and return their folders; what could not be removed is named through `say`.
+        """Remove the complete checkpoints that `keep` does not keep (`superfluous`) and return their folders.
 
-        Kept are the last `keep_last` (never fewer than two) complete ones, those whose step is a multiple of
-        `keep_every`, and the one with the lowest finite `extra["valid_nats"]`. Damaged ones are left to be
-        looked at; the save of the same step replaces them.
+        What could not be removed is named through `say`. Damaged ones are left to be looked at; the save of the same
+        step replaces them.
         """
         complete = [info for info in self.list() if info.complete]
-        kept = {info.path for info in complete[-max(keep_last, 2) :]}
-        if keep_every:
-            kept |= {info.path for info in complete if info.step % keep_every == 0}
-        judged = [info for info in complete if isinstance(info.extra.get("valid_nats"), int | float)]
-        if keep_best and judged:
-            kept.add(min(judged, key=lambda info: (info.extra["valid_nats"], -info.step)).path)
-        return self._remove([info.path for info in complete if info.path not in kept], say)
+        gone = superfluous((info.step for info in complete), validation, keep)
+        return self._remove([info.path for info in complete if info.step in gone], say)
 
     def set_aside_after(self, step: int) -> Path | None:
         """Move all checkpoints newer than `step` into a folder of their own, newest first, and return it.

@@ -52,7 +52,7 @@ class PlainView:
             case "sample":
                 self._say(f"sample at step {self._progress.step}: {sample_line(event)}")
             case "checkpoint":
-                self._say(event.get("problem") or f"checkpoint at step {self._progress.step}")
+                self._say(event.get("problem") or f"checkpoint at step {event.get('step')}")
             case "incident":
                 self._say(f"incident: {incident_line(event)}")
             case "rollback":

@@ -51,7 +51,7 @@ class Progress:
 def advance(progress: Progress, event: Event) -> Progress:
     """The progress after one more event; fields that an event lacks keep what was known."""
     kind = event.get("kind")
-    if kind != "verdict":  # it speaks of a step that was undone
+    if kind not in ("verdict", "checkpoint"):  # they speak of a step that was undone, or is past
         progress = replace(progress, step=event.get("step") or progress.step)
     match kind:
         case "start":
@@ -73,7 +73,7 @@ def advance(progress: Progress, event: Event) -> Progress:
         case "checkpoint" if event.get("problem"):
             return replace(progress, trouble=figures.one_line(event["problem"]))
         case "checkpoint":
-            return replace(progress, checkpoint=progress.step)
+            return replace(progress, checkpoint=event.get("step"))
         case "incident":
             return replace(progress, incidents=progress.incidents + 1, trouble=incident_line(event))
         case "rollback":

@@ -32,6 +32,7 @@ from raylm.training.inject import strike_of, strike_process, strike_state, struc
 from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
 from raylm.training.recovery import Diverged, Recovery
+from raylm.training.saving import Saver
 from raylm.training.state import State, capture, fresh_carry, make_replicas, restore
 from raylm.training.step import Batch, Control, StepResult, compile_step
 from raylm.training.topology import Topology
@@ -100,11 +101,8 @@ class _Run:
         self.drills = parse_drills(config.drill)
         self.streams = open_streams(config, datasets.train, topology)
         self.total_steps = config.steps or sum(map(self.streams.windows_per_epoch, range(config.epochs)))
-        self.store = CheckpointStore(run_folder / "checkpoints")
         self.record = Recorder(config, run_folder, topology.rank, outside.publish)
         self.sent: deque[_Sent] = deque()
-        self.newest: Path | None = None
-        self.saved_at = -1
         self.compiled = False
         self.record.wait("building the model")
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
@@ -113,8 +111,10 @@ class _Run:
         whole = replace(topology, rank=0, workers=1, replicas=topology.workers * topology.replicas)
         all_lanes = open_streams(config, datasets.train, whole)
         investigation = Investigation(config, whole, all_lanes, self.record, run_folder, self.total_steps)
+        store = CheckpointStore(run_folder / "checkpoints")
+        self.saver = Saver(config, self.replicas, store, self.record, datasets.train.dataset_id)
         self.recovery = Recovery(
-            config, self.replicas, self.streams, investigation, self.record, self.store, run_folder
+            config, self.replicas, self.streams, investigation, self.record, self.saver, run_folder
         )
         self.state = self._begin()
         self.reader = Reader(open_streams(config, datasets.train, topology), self.state.cursor)
@@ -122,13 +122,13 @@ class _Run:
     def _begin(self) -> State:
         """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
         saved = None
-        if not self.store.candidates():
+        newest = self.saver.load_newest()
+        if newest is None:
             self.state = State(0, self.streams.start(), Ledger(), fresh_carry(self.replicas))
         else:
-            path, snapshot = self.store.load_newest(self.record.note)
+            path, snapshot = newest
             self.state = restore(self.replicas, snapshot)
             self.streams.check(self.state.cursor)
-            self.newest, self.saved_at = path, self.state.step
             self.record.resume(path, snapshot, self.state.cursor)
             saved = snapshot.extra.get("guard")
         self.state = self.recovery.begin(self.state, saved)
@@ -140,7 +140,7 @@ class _Run:
             "replicas": self.topology.replicas,
         }
         self.record.begin(self.datasets.train, facts, self.state.step, self.state.cursor)
-        if self.saved_at < 0:
+        if newest is None:
             self._save()
         self.record.wait("compiling the step")
         return self.state
@@ -219,7 +219,7 @@ class _Run:
             if back is not None:
                 self.sent.clear()
                 self.reader.seek(back.cursor)
-                self.state, self.saved_at = back, min(self.saved_at, back.step)
+                self.state = back
         return stop
 
     def _over(self) -> bool:
@@ -233,7 +233,7 @@ class _Run:
     def _save_due(self) -> bool:
         step = self.state.step
         due_now = step % self.config.checkpoint.every == 0 or self._epoch_ended() or self._over()
-        return due_now and step > self.saved_at
+        return due_now and step > self.saver.saved_at
 
     def _sample_due(self) -> bool:
         every, step = self.config.report.sample_every, self.state.step
@@ -282,19 +282,18 @@ class _Run:
                 with self.record.apart(), self._long():
                     score = self.evaluator.score(getattr(self.datasets, split))
                 self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
-        self.outside.report(self.record.metrics(), self.newest)
+        self.outside.report(self.record.metrics(), self.saver.newest)
 
     def _save(self) -> None:
         """Saves the state, which was looked at after its last step. The capture is a collective."""
         with self.record.apart(), self._long():
             extra = {**self.record.extra(), "guard": self.recovery.memory.to_json()}
-            snapshot = capture(self.replicas, self.state, self.config.seed, extra)
-            self.saved_at = self.state.step
-            if self.topology.rank == 0:
-                self.newest = self.record.save(self.store, snapshot, self.datasets.train.dataset_id) or self.newest
+            self.saver.save(self.state, extra, self.recovery.kept(self.state))
 
     def finish(self, status: str, reason: str) -> Summary:
         """The summary; rank 0 writes it. A collective: the state's digest is over every lane's carry."""
         self.reader.close()
         snapshot = capture(self.replicas, self.state, self.config.seed, {})
+        with self._long():
+            self.saver.wait()
         return self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)

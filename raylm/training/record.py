@@ -6,6 +6,7 @@ Every rank keeps the same accounts, since decisions hang on some of them; rank 0
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raylm.checkpoint.snapshot import Snapshot, state_sha256
-from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.data.dataset import Dataset
@@ -62,12 +62,14 @@ class Recorder:
         self.resumes = 0
         self.dataset: str | None = None
         self.scores: dict[str, Score] = {}
+        self.validation: dict[int, float] = {}
         self.epoch_loss = EpochLoss(0, 0.0, 0)
         self.rates: list[float | None] = []
         self.floors: dict[str, float] = {}
         self.began = self.interval_began = clock()
         self.interval_tokens = 0
         self.compiled = False
+        self._lock = threading.Lock()
         if self.writes:
             self.log = EventLog(run_folder, say=self.note)
             self.board = TensorBoardLog(run_folder)
@@ -166,6 +168,8 @@ class Recorder:
 
     def evaluation(self, step: int, position: int, split: str, score: Score, seconds: float) -> None:
         self.scores[split] = score
+        if split == "valid":
+            self.validation[step] = score.nats
         self.emit(
             "eval",
             step,
@@ -179,18 +183,6 @@ class Recorder:
 
     def sample(self, step: int, position: int, text: str) -> None:
         self.emit("sample", step, position, prompt=self.config.report.sample_prompt, text=text)
-
-    def save(self, store: CheckpointStore, snapshot: Snapshot, dataset_id: str) -> Path | None:
-        """Saves a checkpoint and prunes old ones; None where the disk refused, which the log then says."""
-        began, position = self.clock(), snapshot.cursor["position"]
-        try:
-            path = store.save(snapshot, config=self.config.model_dump(mode="json"), dataset_id=dataset_id)
-        except CheckpointNotSaved as problem:
-            self.emit("checkpoint", snapshot.step, position, problem=str(problem))
-            return None
-        store.prune(self.config.checkpoint.keep_last, say=self.note)
-        self.emit("checkpoint", snapshot.step, position, path=str(path), seconds=self.clock() - began)
-        return path
 
     def extra(self) -> dict[str, Any]:
         """Accounts that go into a checkpoint beside the state."""
@@ -253,9 +245,10 @@ class Recorder:
     def emit(self, kind: str, step: int, position: int, **fields: Any) -> None:
         """One event to the log, to TensorBoard and to whoever watches."""
         if self.writes:
-            event = self.log.append(kind, step, position, **fields)
-            self.board.record(event)
-            self.publish(event)
+            with self._lock:  # a checkpoint's event comes from the thread that wrote it
+                event = self.log.append(kind, step, position, **fields)
+                self.board.record(event)
+                self.publish(event)
 
 
 def _left_out(first: int, last: int) -> str:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
 from raylm.data.streams import Streams
 from raylm.errors import UserError
@@ -22,6 +21,7 @@ from raylm.guard.memory import Journal, Memory, read_journal, write_journal
 from raylm.guard.ring import Ring
 from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
+from raylm.training.saving import Saver
 from raylm.training.state import HostState, Replicas, State, capture, keep, make_health_check, put_back
 
 
@@ -39,12 +39,12 @@ class Recovery:
         streams: Streams,
         investigation: Investigation,
         record: Recorder,
-        store: CheckpointStore,
+        saver: Saver,
         run_folder: Path,
     ) -> None:
         self.config, self.policy, self.replicas, self.streams = config, config.guard, replicas, streams
         self.investigation = investigation
-        self.record, self.store, self.run_folder = record, store, run_folder
+        self.record, self.saver, self.run_folder = record, saver, run_folder
         self.uniform_nats = math.log(replicas.model.vocabulary)
         self.memory = Memory()
         self.ring: Ring[HostState] = Ring(config.guard.ring)
@@ -88,6 +88,10 @@ class Recovery:
         """Keeps a state that was looked at (`health`) and is sound."""
         self.ring.add(keep(self.replicas, state, (self.record.extra(), self.memory.losses)))
 
+    def kept(self, state: State) -> HostState | None:
+        """The snapshot of this very state, where there is one."""
+        return self.ring.at(state.cursor.position) if state.cursor.position == self.ring.positions[-1] else None
+
     def learning_rate_factor(self, state: State, position: int) -> float:
         """What the slow-downs make of the learning rate at a window."""
         return state.ledger.rate_factor(position, self.policy.recovery)
@@ -116,10 +120,10 @@ class Recovery:
         """Back to a snapshot, in this process. The journal comes before the work: a kill then gives no budget back."""
         self.record.incident(outcome, decision.reason)
         before = self.memory.incident
+        slowed = decision.ledger.slow_downs != state.ledger.slow_downs
+        # Where it is, what was saved since the snapshot was computed at another learning rate.
+        self.saver.back_to(self.ring.at(decision.to).state.step, set_aside=slowed)
         if self.record.writes:
-            if decision.ledger.slow_downs != state.ledger.slow_downs:
-                # What was saved since the snapshot was computed at another learning rate.
-                self.store.set_aside_after(self.ring.at(decision.to).state.step)
             self._write_journal(Journal(decision.ledger, decision.memory, state.drills))
         if decision.left_out is not None and before is not None and self.record.writes:
             self.investigation.failed_again(before)

@@ -6,7 +6,7 @@ snapshot holds the carry of all lanes of the global batch, whatever the number o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,14 +89,19 @@ def fresh_carry(replicas: Replicas) -> Any:
     return _place(replicas, replicas.model.zero_carry(replicas.topology.padded_lanes))
 
 
-def capture(replicas: Replicas, state: State, seed: int, extra: dict[str, Any]) -> Snapshot:
-    """The whole state on the host. A collective: every rank must call it at the same step."""
+def capture(
+    replicas: Replicas, state: State, seed: int, extra: dict[str, Any], kept: HostState | None = None
+) -> Snapshot:
+    """The whole state on the host. A collective: every rank must call it at the same step.
+
+    kept: the same state in host memory, whose weights and slots are taken in place of another copy.
+    """
     carry = replicas.gather_carry(state.carry)
     names = carry_names(replicas.model.config.layers)
     return Snapshot(
         step=state.step,
-        weights={name: weight.numpy() for name, weight in replicas.model.weights.items()},
-        slots={name: slot.numpy() for name, slot in replicas.optimizer.slots.items()},
+        weights=kept.weights if kept else _on_host(replicas.model.weights),
+        slots=kept.slots if kept else _on_host(replicas.optimizer.slots),
         carry={name: part.numpy() for name, part in zip(names, carry, strict=True)},
         cursor=state.cursor.to_json(),
         ledger=state.ledger.to_json(),
@@ -157,8 +162,8 @@ def keep(replicas: Replicas, state: State, accounts: Any) -> HostState:
     results = replicas.strategy.experimental_local_results
     return HostState(
         position=state.cursor.position,
-        weights={name: weight.numpy() for name, weight in replicas.model.weights.items()},
-        slots={name: slot.numpy() for name, slot in replicas.optimizer.slots.items()},
+        weights=_on_host(replicas.model.weights),
+        slots=_on_host(replicas.optimizer.slots),
         carry=[np.concatenate([part.numpy() for part in results(parts)]) for parts in tf.nest.flatten(state.carry)],
         state=replace(state, carry=None),
         accounts=accounts,
@@ -193,6 +198,10 @@ def make_health_check(replicas: Replicas) -> Callable[[Any], str]:
         return names[bad[0]] if len(bad) else ""
 
     return check
+
+
+def _on_host(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in variables.items()}
 
 
 def _place(replicas: Replicas, worker_carry: Any) -> Any:

@@ -1,0 +1,92 @@
+"""The checkpoints of one attempt of a run: captured between two steps, written behind the training's back.
+
+Every rank has a `Saver`, since a capture is a collective; rank 0's alone writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raylm.checkpoint.background import BackgroundWriter
+from raylm.checkpoint.retention import Retention
+from raylm.checkpoint.snapshot import Snapshot
+from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
+from raylm.config import RunConfig
+from raylm.errors import UserError
+from raylm.training.record import Recorder
+from raylm.training.state import HostState, Replicas, State, capture
+
+
+class Saver:
+    """Saves the state of a run, at most one in flight, and removes what is not to be kept.
+
+    newest: the newest checkpoint known to be safe, None before the first. saved_at: the step last captured.
+    """
+
+    def __init__(
+        self, config: RunConfig, replicas: Replicas, store: CheckpointStore, record: Recorder, dataset_id: str
+    ) -> None:
+        self.newest: Path | None = None
+        self.saved_at = -1
+        self._config, self._replicas, self._store, self._record = config, replicas, store, record
+        self._dataset_id = dataset_id
+        keep = config.checkpoint
+        self._keep = Retention(keep.keep_last, keep.keep_every, keep.keep_best)
+        self._writer = BackgroundWriter(self._write)
+
+    def load_newest(self) -> tuple[Path, Snapshot] | None:
+        """The newest good checkpoint and its state; None where the run has no checkpoint yet.
+
+        Raises:
+            UserError: there are checkpoints, and none is good.
+        """
+        if not self._store.candidates():
+            return None
+        self.newest, snapshot = self._store.load_newest(self._record.note)
+        self.saved_at = snapshot.step
+        return self.newest, snapshot
+
+    def save(self, state: State, extra: Mapping[str, Any], kept: HostState | None) -> None:
+        """Captures a state that is sound, and begins to write it. A collective.
+
+        kept: the same state in host memory, where it is there already: its arrays are taken and not copied again.
+        Waits for the write in flight.
+        """
+        snapshot = capture(self._replicas, state, self._config.seed, dict(extra), kept)
+        self.saved_at = state.step
+        if self._record.writes:
+            self._writer.save(snapshot)
+
+    def wait(self) -> None:
+        """Waits for the write in flight: before a rollback and at the end."""
+        self._writer.wait()
+
+    def back_to(self, step: int, set_aside: bool) -> None:
+        """The run goes back to a step: later ones will be saved again. `set_aside` where they would not be the same.
+
+        Raises:
+            UserError: they cannot be set aside.
+        """
+        self.saved_at = min(self.saved_at, step)
+        if self._record.writes:
+            self.wait()
+            if set_aside:
+                self._store.set_aside_after(step)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """In the thread. What the disk refuses is told, and training goes on."""
+        began, position = self._record.clock(), snapshot.cursor["position"]
+        config = self._config.model_dump(mode="json")
+        try:
+            path = self._store.save(snapshot, config=config, dataset_id=self._dataset_id)
+        except CheckpointNotSaved as problem:
+            self._record.emit("checkpoint", snapshot.step, position, problem=str(problem))
+            return
+        self.newest = path
+        self._record.emit("checkpoint", snapshot.step, position, path=str(path), seconds=self._record.clock() - began)
+        try:
+            self._store.prune(self._keep, dict(self._record.validation), self._record.note)
+        except UserError as problem:  # the folder cannot be read: nothing is removed
+            self._record.note(str(problem))
