@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "drill": "list the faults that --drill can inject, to see the recovery",
     },
     "Look after": {
+        "explain": "say what printed numbers mean: raylm explain --vocab 10000 --loss 0=9.2 100=496.8",
         "replay": "compute a step that failed again: raylm replay RUN/incidents/step-N",
     },
 }
