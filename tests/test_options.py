@@ -65,7 +65,17 @@ def test_without_any_word_the_default_recipe_is_taken() -> None:
     assert parse() == RunConfig.model_validate({**RECIPES["quick"], "recipe": "quick"})
 
 
-def test_the_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_storage_path_is_the_clusters_unless_the_user_names_one(monkeypatch: pytest.MonkeyPatch, toml: Any) -> None:
+    monkeypatch.delenv("RAYLM_STORAGE_PATH", raising=False)
+    assert parse().storage_path == "runs"
+    monkeypatch.setenv("RAYLM_STORAGE_PATH", "s3://bucket/runs")
+    assert parse().storage_path == "s3://bucket/runs"
+    assert parse("--config", toml('storage_path = "file"')).storage_path == "file"
+    assert parse("--storage-path", "option").storage_path == "option"
+    assert parse(base={"storage_path": "resumed"}).storage_path == "resumed"
+
+
+def test_nothing_else_of_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell's $NAME is no option."""
     before = parse()
     for name, value in {"NAME": "x", "SEED": "7", "MODEL": "[]", "DATA__LANES": "3", "epochs": "1"}.items():

@@ -1,5 +1,5 @@
-"""From a command line to a `RunConfig` (recipe, then TOML file, then options, each over the one before), or to the
-options of another command.
+"""From a command line to a `RunConfig` (recipe, then TOML file, then options, each over the one before; below all the
+storage path that a cluster names), or to the options of another command.
 
 The options derive from the fields' types (pydantic-settings); what is added here are one-line errors that name the
 nearest valid option or key.
@@ -8,6 +8,7 @@ nearest valid option or key.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[st
     from_file = _read_toml(Path(file)) if file is not None else {}
     if base is None:
         name = recipe or from_file.get("recipe") or RunConfig.model_fields["recipe"].default
-        base = {**_recipe(name), "recipe": name}
+        base = {**_named_by_the_cluster(), **_recipe(name), "recipe": name}
     elif recipe is not None:
         raise UserError(f"--recipe {recipe}: a run that goes on keeps its recipe; leave the option out")
     _refuse_sections(rest, RunConfig)
@@ -178,6 +179,12 @@ def _recipe(name: Any) -> Tree:
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--recipe {name}: there is no such recipe{hint} There are: {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def _named_by_the_cluster() -> Tree:
+    """What a cluster asks of every run on it: cluster.yaml sets $RAYLM_STORAGE_PATH on each node."""
+    path = os.environ.get("RAYLM_STORAGE_PATH")
+    return {"storage_path": path} if path else {}
 
 
 def _read_toml(path: Path) -> Tree:

@@ -1,0 +1,118 @@
+"""What cluster.yaml's machines are in the tests: their image, and the cluster of this LAN that it is derived to.
+
+Of the commands nothing is changed. What they would fetch from the internet is here already: the home folder of a new
+machine holds what the image of a cloud may as well hold, an environment with the packages that these tests run with,
+and pip is told to look nowhere else. TensorFlow's CUDA libraries (3 GB) are wheels of the right names and versions with
+nothing in them, so that pip resolves `.[gpu]` against constraints.txt for real.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+import sysconfig
+import zipfile
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cluster_machines import HOME, ROOT, USER, Machine
+from packaging.requirements import Requirement
+
+Config = dict[str, Any]
+
+BASHRC = """
+export PATH=~/bin:$PATH
+export PIP_NO_INDEX=1 PIP_FIND_LINKS={wheels} PIP_NO_BUILD_ISOLATION=0 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export {resources}
+"""
+
+
+def furnish(home: Path, wheels: Path, resources: dict[str, float]) -> None:
+    """Makes a home folder what the image of a cloud's machine would be.
+
+    resources: what `ray up` tells machines of this type that they have, as it does everywhere but on a local cluster.
+    """
+    packages = home / "raylm-venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "installed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    _script(home / "bin" / "python3", f'#!/bin/sh\nexec {Path(sys.base_prefix) / "bin" / "python3"} "$@"\n')
+    for name, module in {"ray": "ray.scripts.scripts", "pip": "pip._internal.cli.main"}.items():
+        program = f"#!{HOME}/raylm-venv/bin/python\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
+        _script(home / "raylm-venv" / "bin" / name, program)
+    override = f"RAY_OVERRIDE_RESOURCES='{json.dumps(resources)}'" if resources else "RAYLM_TEST_MACHINE=1"
+    (home / ".bashrc").write_text(BASHRC.format(wheels=wheels, resources=override))
+
+
+def write_cuda_wheels(folder: Path, constraints: Path) -> None:
+    """Empty wheels of what `tensorflow[and-cuda]` adds, at the versions of constraints.txt."""
+    folder.mkdir()
+    pins = dict(line.split("==") for line in constraints.read_text().splitlines() if "==" in line)
+    for line in requires("tensorflow") or ():
+        requirement = Requirement(line)
+        marker = requirement.marker
+        if marker and marker.evaluate({"extra": "and-cuda"}) and not marker.evaluate({"extra": ""}):
+            _write_empty_wheel(folder, requirement.name, pins[requirement.name])
+
+
+def _write_empty_wheel(folder: Path, name: str, version: str) -> None:
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = {
+        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {
+        path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        for path, text in info.items()
+    }
+    record = [f"{path},sha256={digests[path]},{len(text)}" for path, text in info.items()]
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        for path, text in info.items():
+            wheel.writestr(path, text)
+        wheel.writestr(f"{stem}.dist-info/RECORD", "\n".join([*record, f"{stem}.dist-info/RECORD,,"]) + "\n")
+
+
+def _script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def read_cluster_yaml() -> Config:
+    return dict(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+
+
+def remember_head(config: Config, head: Machine) -> None:
+    """Tells the autoscaler that the head is there, where the local provider keeps such things.
+
+    The first autoscaler wrote this by itself; the second, which `ray up` starts since Ray 2.50, does not, and without
+    it launches nothing. On a cloud the provider is asked.
+    """
+    head.run("tee", f"/tmp/ray/cluster-{config['cluster_name']}.state", stdin=json.dumps({head.address: HEAD_STATE}))
+
+
+HEAD_STATE = {"tags": {"ray-node-type": "head", "ray-user-node-type": "local.cluster.node"}, "state": "running"}
+
+
+def local_form(config: Config, head: Machine, workers: list[Machine], key: Path, storage: str) -> Config:
+    """cluster.yaml for machines that are there: provider, key and addresses replaced, all commands as they are.
+
+    workers: one more than there will be nodes, since the autoscaler counts the head as one of a local cluster's.
+    storage: what stands for the bucket that each user fills in.
+    """
+    gone = ("available_node_types", "head_node_type", "max_workers")
+    local = {name: value for name, value in config.items() if name not in gone}
+    local["provider"] = {
+        "type": "local",
+        "head_ip": head.address,
+        "worker_ips": [worker.address for worker in workers],
+    }
+    local["auth"] = {"ssh_user": config["auth"]["ssh_user"], "ssh_private_key": str(key)}
+    assert local["auth"]["ssh_user"] == USER
+    local["setup_commands"] = [
+        command.replace("s3://YOUR-BUCKET/raylm", storage) for command in config["setup_commands"]
+    ]
+    return local
