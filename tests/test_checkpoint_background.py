@@ -50,8 +50,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> _Disk:
 
 def test_a_save_goes_on_behind_and_the_end_waits_for_it(tmp_path: Path, disk: _Disk) -> None:
     store = CheckpointStore(tmp_path)
-    writer = BackgroundWriter(partial(save, store))
-    writer.save(snapshot_at(1))
+    writer = BackgroundWriter()
+    writer.begin(partial(save, store, snapshot_at(1)))
     assert writer.busy
     assert store.newest() is None
     disk.go.set()
@@ -64,10 +64,10 @@ def test_a_save_goes_on_behind_and_the_end_waits_for_it(tmp_path: Path, disk: _D
 
 def test_at_most_one_save_is_in_flight(tmp_path: Path, disk: _Disk) -> None:
     store = CheckpointStore(tmp_path)
-    writer = BackgroundWriter(partial(save, store))
+    writer = BackgroundWriter()
     threading.Timer(0.05, disk.go.set).start()
     for step in range(1, 6):
-        writer.save(snapshot_at(step))
+        writer.begin(partial(save, store, snapshot_at(step)))
         assert [info.step for info in store.list()] == list(range(1, step))
     writer.wait()
     assert disk.most_at_once == 1
@@ -78,26 +78,26 @@ def test_a_full_disk_is_told_at_the_next_call_once_and_saving_goes_on_when_there
     tmp_path: Path, disk: _Disk
 ) -> None:
     store = CheckpointStore(tmp_path)
-    writer = BackgroundWriter(partial(save, store))
+    writer = BackgroundWriter()
     disk.go.set()
-    writer.save(snapshot_at(1))
+    writer.begin(partial(save, store, snapshot_at(1)))
     writer.wait()
     disk.full = True
-    writer.save(snapshot_at(2))
+    writer.begin(partial(save, store, snapshot_at(2)))
     with pytest.raises(CheckpointNotSaved, match="step 2 was not saved"):
-        writer.save(snapshot_at(3))
+        writer.begin(partial(save, store, snapshot_at(3)))
     with pytest.raises(CheckpointNotSaved, match="step 3 was not saved"):
         writer.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001"]
     disk.full = False
-    writer.save(snapshot_at(4))
+    writer.begin(partial(save, store, snapshot_at(4)))
     writer.wait()
     assert [info.step for info in store.list()] == [1, 4]
 
 
 def test_a_snapshot_that_cannot_be_written_is_told_too(tmp_path: Path) -> None:
-    writer = BackgroundWriter(partial(save, CheckpointStore(tmp_path)))
-    writer.save(replace(snapshot_at(1), rng={"seed": float("nan")}))
+    writer = BackgroundWriter()
+    writer.begin(partial(save, CheckpointStore(tmp_path), replace(snapshot_at(1), rng={"seed": float("nan")})))
     with pytest.raises(ValueError, match="not plain JSON"):
         writer.wait()
 
@@ -109,8 +109,8 @@ def test_a_process_that_ends_with_a_save_in_flight_finishes_it(tmp_path: Path) -
         "from checkpoint_examples import save, snapshot_at\n"
         "from raylm.checkpoint.background import BackgroundWriter\n"
         "from raylm.checkpoint.store import CheckpointStore\n"
-        "writer = BackgroundWriter(lambda snapshot: save(CheckpointStore(Path(sys.argv[1])), snapshot))\n"
-        "writer.save(snapshot_at(7, size=100_000))\n"
+        "store, snapshot = CheckpointStore(Path(sys.argv[1])), snapshot_at(7, size=100_000)\n"
+        "BackgroundWriter().begin(lambda: save(store, snapshot))\n"
         "raise SystemExit(3)"
     )
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60, check=False)
@@ -125,8 +125,8 @@ def test_training_goes_first() -> None:
 
     seen: list[int] = []
     before = priority()
-    writer = BackgroundWriter(lambda snapshot: seen.append(priority()))
-    writer.save(snapshot_at(1))
+    writer = BackgroundWriter()
+    writer.begin(lambda: seen.append(priority()))
     writer.wait()
     assert seen[0] > before == priority()
 

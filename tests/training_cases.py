@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import resource
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,12 +114,18 @@ def attempt(
     stop_at: int | None = None,
     rank: int = 0,
     workers: int = 1,
+    hear: Callable[[Mapping[str, Any]], None] = lambda event: None,
 ) -> Attempt:
     """Trains from the newest checkpoint in `folder` on; asks to stop after `stop_at` more steps."""
     told = Attempt()
     asked = itertools.count()
+
+    def publish(event: Mapping[str, Any]) -> None:
+        told.published.append(dict(event))
+        hear(event)
+
     outside = Outside(
-        publish=lambda event: told.published.append(dict(event)),
+        publish=publish,
         stop_requested=lambda: stop_at is not None and next(asked) >= stop_at,
         report=lambda metrics, path: told.reports.append((dict(metrics), path and str(path))),
     )

@@ -6,6 +6,7 @@ Every rank has a `Saver`, since a capture is a collective; rank 0's alone writes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Saver:
         self._dataset_id = dataset_id
         keep = config.checkpoint
         self._keep = Retention(keep.keep_last, keep.keep_every, keep.keep_best)
-        self._writer = BackgroundWriter(self._write)
+        self._writer = BackgroundWriter()
 
     def load_newest(self) -> tuple[Path, Snapshot] | None:
         """The newest good checkpoint and its state; None where the run has no checkpoint yet.
@@ -57,7 +58,7 @@ class Saver:
         snapshot = capture(self._replicas, state, self._config.seed, dict(extra), kept)
         self.saved_at = state.step
         if self._record.writes:
-            self._writer.save(snapshot)
+            self._writer.begin(partial(self._write, snapshot, dict(self._record.validation)))
 
     def wait(self) -> None:
         """Waits for the write in flight: before a rollback and at the end."""
@@ -75,7 +76,7 @@ class Saver:
             if set_aside:
                 self._store.set_aside_after(step)
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot, validation: Mapping[int, float]) -> None:
         """In the thread. What the disk refuses is told, and training goes on."""
         began, position = self._record.clock(), snapshot.cursor["position"]
         config = self._config.model_dump(mode="json")
@@ -87,6 +88,6 @@ class Saver:
         self.newest = path
         self._record.emit("checkpoint", snapshot.step, position, path=str(path), seconds=self._record.clock() - began)
         try:
-            self._store.prune(self._keep, dict(self._record.validation), self._record.note)
+            self._store.prune(self._keep, validation, self._record.note)
         except UserError as problem:  # the folder cannot be read: nothing is removed
             self._record.note(str(problem))
