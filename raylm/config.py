@@ -224,6 +224,17 @@ class RunConfig(Section):
     """Where it runs."""
 
 
+FIXED = ("recipe", "name", "storage_path", "seed", "data.", "model.", "optimizer.name")
+"""What a run is made of: keys, or sections of them, that stay as they are when it goes on."""
+
+_FREE = ("data.data_dir", "data.cache_dir")  # where the data lie on a machine
+
+
+def is_fixed(key: str) -> bool:
+    """Whether a dotted key is of what a run is made of."""
+    return key.startswith(FIXED) and key not in _FREE
+
+
 SHORTCUTS: dict[str, str] = {
     "data.corpus": "corpus",
     "data.data_dir": "data-dir",

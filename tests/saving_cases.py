@@ -47,7 +47,10 @@ def attempt_on_a_disk_that_waits(config: RunConfig, data: Path, folder: Path, st
 
 
 def attempt_on_a_disk_that_fills(config: RunConfig, data: Path, folder: Path, first: int, last: int) -> Attempt:
-    """The disk has no room left from the checkpoint of step `first` to that of step `last`. `folder` lies in a small file system of its own."""
+    """The disk has no room left from the checkpoint of step `first` to that of step `last`.
+
+    `folder` lies in a small file system of its own.
+    """
     filler = folder / "filler"
 
     def hear(event: Mapping[str, Any]) -> None:

@@ -183,7 +183,7 @@ def test_pruning_removes_what_retention_does_not_keep(tmp_path: Path) -> None:
     store = _saved(tmp_path, *range(1, 8))
     removed = store.prune(Retention(last=2, every=4, best=1), {2: 5.0, 3: 4.0, 5: 4.5})
     assert [info.step for info in store.list()] == [3, 4, 6, 7]
-    assert [path.name for path in removed] == [f"step-{step:08d}" for step in (1, 2, 5)]
+    assert [info.path.name for info in removed] == [f"step-{step:08d}" for step in (1, 2, 5)]
 
 
 def test_pruning_counts_only_complete_ones_and_leaves_the_damaged_to_be_looked_at(tmp_path: Path) -> None:

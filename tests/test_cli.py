@@ -273,6 +273,7 @@ def begun(tmp_path: Path) -> Path:
         (["--recipe", "ptb-small"], "a run that goes on keeps its recipe"),
         (["--workers", "0"], "should be greater than 0"),
         (["--worker", "2"], "did you mean --workers?"),
+        (["--steps", "3"], "--steps 3: the checkpoint is of step 3, and steps count from the start of the run"),
     ],
 )
 def test_what_a_checkpoint_is_made_of_cannot_be_changed_by_a_resume(

@@ -84,7 +84,15 @@ def test_plain_lines_are_exactly_these() -> None:
         {"kind": "checkpoint", "step": 121, "problem": "not saved: disk full"},
         _INCIDENT,
         _ROLLBACK,
-        {"kind": "resume", "step": 100, "path": "x", "changes": ["workers 2 -> 1"]},
+        {
+            "kind": "resume",
+            "step": 100,
+            "position": 101,
+            "path": "x",
+            "epoch": 1,
+            "tokens_left": 12345,
+            "changes": {"cluster.workers": [2, 1]},
+        },
         {"kind": "resize", "step": 100, "workers": 2, "replicas": 1},
     ):
         view.show(event)
@@ -104,7 +112,7 @@ def test_plain_lines_are_exactly_these() -> None:
         "not saved: disk full",
         "incident: loss is nan at step 121",
         "rollback: rolled back from step 121 to 100, learning rate x 0.5, window 121 left out",
-        "resumed at step 100; workers 2 -> 1",
+        "resumed at step 100, epoch 1, window 101, about 12,345 tokens left, changed: cluster.workers 2 -> 1",
         "now on 2 workers x 1 replicas",
         "step 101/400, epoch 1, loss 5.812 nats, perplexity 334.3, 12,345 tokens/s, lr 1, gradient norm 2.125",
         "step 400/400, epoch 1, loss 5.812 nats, perplexity 334.3, 12,345 tokens/s, lr 1, gradient norm 2.125",

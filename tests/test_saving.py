@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from training_cases import Attempt, attempt
 from training_runner import Call, Killed, call
 
 from raylm.checkpoint.store import CheckpointStore
+from raylm.data.dataset import open_dataset
 from raylm.guard.watchdog import STALLED
 from raylm.observe.events import read_events
+from raylm.observe.progress import resume_line
 from raylm.observe.summary import read_summary
 
 
@@ -70,6 +73,27 @@ def test_the_best_by_validation_outlives_the_last(waited: tuple[Path, Attempt]) 
     assert [info.step for info in CheckpointStore(waited[0] / "checkpoints").list()] == [12, 20, 24]
 
 
+def test_a_resume_says_where_it_goes_on_and_what_changed(
+    data: Path, waited: tuple[Path, Attempt], tmp_path: Path
+) -> None:
+    shutil.copytree(waited[0], tmp_path, dirs_exist_ok=True)
+    longer = tiny(epochs=3, checkpoint={"every": 10, "keep_last": 3}, schedule={"warmup_steps": 4})
+    told = call(attempt, longer, data, tmp_path)
+    (event,) = (event for event in told.published if event["kind"] == "resume")
+    targets = open_dataset(data / "train").tokens - 1
+    assert (event["step"], event["position"], event["epoch"], event["tokens_left"]) == (24, 24, 2, targets)
+    assert event["changes"] == {
+        "epochs": [2, 3],
+        "checkpoint.keep_last": [2, 3],
+        "schedule.warmup_steps": [3, 4],
+    }
+    assert resume_line(event) == (
+        f"resumed at step 24, epoch 2, window 24, about {targets} tokens left, "
+        "changed: epochs 2 -> 3, schedule.warmup_steps 3 -> 4, checkpoint.keep_last 2 -> 3"
+    )
+    assert [info.step for info in CheckpointStore(tmp_path / "checkpoints").list()] == [24, 30, 36]
+
+
 @pytest.mark.slow
 def test_a_disk_that_never_answers_is_a_stall_and_one_that_does_in_the_end_is_none(data: Path, tmp_path: Path) -> None:
     config = tiny(guard={"step_timeout": 1.0})
@@ -108,18 +132,19 @@ def test_a_full_disk_is_told_of_and_checkpoints_come_again_when_there_is_room(
 
 
 def _kill_again_and_again(data: Path, folder: Path, kills: int) -> int:
-    """Kills a run at random instants after it has loaded its state; the step of the newest checkpoint then."""
+    """Kills a run at random instants, in its first steps mostly; the step of the newest checkpoint then."""
     config = tiny(epochs=10**6, schedule={"kind": "constant"}, checkpoint={"every": 3, "keep_last": 2})
     delays = random.Random(0)
     log = folder / "events.jsonl"
     for _ in range(kills):
-        size = log.stat().st_size if log.exists() else 0
+        begun = log.stat().st_size if log.exists() else 0
+        sign = b'"kind":"start"' if delays.random() < 0.2 else b'"kind":"step"'
         run = Call(attempt, config, data, folder)
         deadline = time.monotonic() + 120
-        while not (log.exists() and log.stat().st_size > size):
+        while not (log.exists() and sign in log.read_bytes()[begun:]):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(delays.uniform(0, 0.3) if delays.random() < 0.3 else delays.uniform(0.5, 1.5))
+        time.sleep(delays.uniform(0, 0.4))
         run.kill()
     return CheckpointStore(folder / "checkpoints").load_newest(pytest.fail)[1].step
 
@@ -132,7 +157,7 @@ def _killed_run_ends_as_an_unbroken_one(data: Path, folder: Path, kills: int) ->
     whole = call(attempt, rest, data, folder / "whole").summary
     assert killed.state_sha256 == whole.state_sha256
     assert killed.tokens == whole.tokens
-    assert killed.resumes >= kills * 0.9
+    assert killed.resumes >= kills - 1  # the first may come before there is a checkpoint
     print(f"{kills} kills, {reached} updates, {killed.state_sha256}")
 
 

@@ -9,7 +9,7 @@ then.
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from raylm.checkpoint.layout import (
     step_of,
     write_checkpoint,
 )
+from raylm.checkpoint.manifest import Manifest, read_manifest
 from raylm.checkpoint.retention import Retention, superfluous
 from raylm.checkpoint.snapshot import Json, Snapshot, state_sha256
 from raylm.errors import UserError
@@ -97,6 +98,10 @@ class CheckpointStore:
         """
         return read_checkpoint(path)
 
+    def manifest(self, path: Path) -> Manifest:
+        """What one checkpoint says of itself. Raises UserError where that is damaged."""
+        return read_manifest(path)
+
     def load_newest(self, say: Callable[[str], None]) -> tuple[Path, Snapshot]:
         """The newest checkpoint that verifies; each bad one passed over is named through `say`.
 
@@ -112,17 +117,28 @@ class CheckpointStore:
                 say(f"{problem}; passed over for the one before")
         raise UserError(f"{self.folder} holds {len(paths)} checkpoints, none of them good: start the run anew")
 
-    def prune(
-        self, keep: Retention, validation: Mapping[int, float], say: Callable[[str], None] = _ignore
-    ) -> Sequence[Path]:
-        """Remove the complete checkpoints that `keep` does not keep (`superfluous`) and return their folders.
+    def superfluous(self, keep: Retention, validation: Mapping[int, float]) -> Sequence[CheckpointInfo]:
+        """The complete checkpoints that `keep` does not keep, oldest step first (`raylm.checkpoint.retention`).
 
-        What could not be removed is named through `say`. Damaged ones are left to be looked at; the save of the same
-        step replaces them.
+        Damaged ones are none of them: they are left to be looked at, and the save of the same step replaces them.
         """
         complete = [info for info in self.list() if info.complete]
         gone = superfluous((info.step for info in complete), validation, keep)
-        return self._remove([info.path for info in complete if info.step in gone], say)
+        return [info for info in complete if info.step in gone]
+
+    def prune(
+        self, keep: Retention, validation: Mapping[int, float], say: Callable[[str], None] = _ignore
+    ) -> Sequence[CheckpointInfo]:
+        """Remove what is superfluous and return it; what could not be removed is named through `say`."""
+        removed = []
+        for info in self.superfluous(keep, validation):
+            try:
+                self._hide_and_remove(info.path)
+            except OSError as error:
+                say(f"{info.path} could not be removed: {error.strerror}")
+            else:
+                removed.append(info)
+        return removed
 
     def set_aside_after(self, step: int) -> Path | None:
         """Move all checkpoints newer than `step` into a folder of their own, newest first, and return it.
@@ -186,17 +202,6 @@ class CheckpointStore:
         files.rename(path, hidden)
         files.sync_folder(self.folder)
         _remove_quietly(hidden)
-
-    def _remove(self, paths: Iterable[Path], say: Callable[[str], None]) -> Sequence[Path]:
-        removed = []
-        for path in paths:
-            try:
-                self._hide_and_remove(path)
-            except OSError as error:
-                say(f"{path} could not be removed: {error.strerror}")
-            else:
-                removed.append(path)
-        return removed
 
 
 def _entries(folder: Path) -> Sequence[Path]:

@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Look after": {
         "explain": "say what printed numbers mean: raylm explain --vocab 10000 --loss 0=9.2 100=496.8",
+        "checkpoints": "list, verify or prune a run's checkpoints: raylm checkpoints RUN",
         "replay": "compute a step that failed again: raylm replay RUN/incidents/step-N",
     },
 }
@@ -83,6 +84,6 @@ def overview() -> str:
     """The commands, grouped by what a person wants to do."""
     lines = ["raylm trains LSTM language models on Ray. Usage: raylm COMMAND [OPTIONS]"]
     for group, commands in COMMANDS.items():
-        lines += ["", f"{group}:", *(f"  {name:<8} {what}" for name, what in commands.items())]
+        lines += ["", f"{group}:", *(f"  {name:<11} {what}" for name, what in commands.items())]
     lines += ["", "raylm COMMAND --help says more. raylm --version tells the version."]
     return "\n".join(lines)

@@ -5,25 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from raylm.checkpoint.locate import locate
 from raylm.checkpoint.store import CheckpointStore, step_of
 from raylm.cli.options import parse_run_config
 from raylm.cli.running import open_view, run
 from raylm.cli.train import prepare
-from raylm.cli.words import fields_of
-from raylm.config import RunConfig
+from raylm.config import RunConfig, is_fixed
 from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
+from raylm.observe.migration import differences
 from raylm.observe.run_folder import RunRecord, read_record, write_record
 from raylm.observe.view import View
 
 SUMMARY = "Go on where a run stopped, on any number of workers."
-
-FIXED = ("recipe", "name", "storage_path", "seed", "data.", "model.", "optimizer.name")
-FREE = ("data.data_dir", "data.cache_dir")
-"""What a checkpoint is made of: no option may change it, but for where the data lie on this machine."""
 
 
 def main(arguments: Sequence[str], program: str = "raylm resume") -> int:
@@ -42,34 +37,42 @@ def main(arguments: Sequence[str], program: str = "raylm resume") -> int:
     )
     known, overrides = parser.parse_known_args(arguments)
     folder, checkpoint = locate(known.from_checkpoint)
-    before = read_record(folder)
+    left_out: list[str] = []
+    before = read_record(folder, left_out.append)
     config = parse_run_config(overrides, program=program, base=before.config.model_dump(mode="json"))
-    _refuse_other_state(before.config, config)
+    store = CheckpointStore(folder / "checkpoints")
+    _refuse(before.config, config, checkpoint or store.newest())
     view = open_view(config.report.plain_seconds)
     try:
+        for line in left_out:
+            view.note(line)
         record = RunRecord(config, before.corpus, before.note, _datasets(before, view))
-        _go_back_to(folder, checkpoint, view)
+        _go_back_to(store, checkpoint, view)
         write_record(folder, record)
-        return run(record, folder, view)
+        try:
+            return run(record, folder, view)
+        except UserError:  # it did not begin: the next attempt is not to inherit what this one was asked for
+            write_record(folder, before)
+            raise
     finally:
         view.close()
 
 
-def _refuse_other_state(before: RunConfig, after: RunConfig) -> None:
-    for key, _ in fields_of(RunConfig):
-        old, new = _value(before, key), _value(after, key)
-        if old != new and key.startswith(FIXED) and key not in FREE:
+def _refuse(before: RunConfig, after: RunConfig, checkpoint: Path | None) -> None:
+    """Refuses what would make another run of it, or no run at all."""
+    changes = differences(before.model_dump(mode="json"), after)
+    for key, (old, new) in changes.items():
+        if is_fixed(key):
             raise UserError(
                 f"--{key.replace('_', '-')}: the checkpoint was made with {old}, not {new}: leave the option out, or "
                 "start a new run"
             )
-
-
-def _value(config: RunConfig, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+    done = step_of(checkpoint) if checkpoint is not None else None
+    if "steps" in changes and after.steps is not None and after.steps <= (done or 0):
+        raise UserError(
+            f"--steps {after.steps}: the checkpoint is of step {done:,}, and steps count from the start of the run: "
+            "name more, or an older checkpoint"
+        )
 
 
 def _datasets(record: RunRecord, view: View) -> dict[str, str]:
@@ -83,9 +86,8 @@ def _datasets(record: RunRecord, view: View) -> dict[str, str]:
         return prepare(record.config, view.note).datasets
 
 
-def _go_back_to(folder: Path, checkpoint: Path | None, view: View) -> None:
+def _go_back_to(store: CheckpointStore, checkpoint: Path | None, view: View) -> None:
     """Sets newer checkpoints aside where the user named an older one."""
-    store = CheckpointStore(folder / "checkpoints")
     step = step_of(checkpoint) if checkpoint is not None else None
     if checkpoint is None or step is None:
         return

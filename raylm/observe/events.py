@@ -12,7 +12,7 @@ and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may
     incident    reason, and what the guard found
     rollback    to_step reason? skip? learning_rate_factor?
     verdict     verdict text folder: what the incident at `step` was found to be
-    resume      path, changes? (a list of lines)
+    resume      path epoch tokens_left (about) changes (key: [old, new] of each option that differs)
     resize      workers replicas
     end         status (completed, failed or interrupted) reason?
 
@@ -26,7 +26,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,16 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         return [*events, _parse(torn)]
     except ValueError:
         return events
+
+
+def validation_losses(events: Iterable[Event], last_step: float = math.inf) -> dict[int, float]:
+    """Nats a token on the validation text by step, up to `last_step`; of a step evaluated twice, the later."""
+    losses = {
+        event["step"]: number(event.get("nats"))
+        for event in events
+        if event["kind"] == "eval" and event.get("split") == "valid" and event["step"] <= last_step
+    }
+    return {step: nats for step, nats in losses.items() if nats is not None}
 
 
 def _parse(line: bytes) -> dict[str, Any]:

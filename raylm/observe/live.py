@@ -13,7 +13,7 @@ from rich.text import Text
 
 from raylm.observe import figures
 from raylm.observe.events import Event
-from raylm.observe.progress import Progress, advance
+from raylm.observe.progress import Progress, advance, resume_line
 
 
 class LiveView:
@@ -35,6 +35,8 @@ class LiveView:
         """Take in one event; it ends a wait."""
         self._progress = advance(self._progress, event)
         self._waiting = None
+        if event.get("kind") == "resume":
+            self.note(resume_line(event))
         if event.get("kind") != "step":
             self._live.refresh()
 

@@ -12,6 +12,7 @@ from raylm.observe.progress import (
     end_line,
     evaluation_line,
     incident_line,
+    resume_line,
     rollback_line,
     sample_line,
     start_line,
@@ -61,8 +62,7 @@ class PlainView:
             case "verdict":
                 self._say(f"verdict: {verdict_line(event)}")
             case "resume":
-                changes = event.get("changes") or ()
-                self._say("; ".join([f"resumed at step {self._progress.step}", *map(str, changes)]))
+                self._say(resume_line(event))
             case "resize":
                 self._say(f"now on {event.get('workers')} workers x {event.get('replicas')} replicas")
             case "end":

@@ -1,5 +1,6 @@
 """Where a run stands, told from its events by a pure function."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,6 +139,26 @@ def sample_line(event: Event) -> str:
 def incident_line(event: Event) -> str:
     """What was found, and where."""
     return figures.one_line(f"{event.get('reason') or 'an incident'} at step {event.get('step', 0)}")
+
+
+def resume_line(event: Event) -> str:
+    """`resumed at step 500, epoch 1, window 500, 650,000 tokens left, changed: cluster.workers 1 -> 2`."""
+    parts = [f"resumed at step {event.get('step', 0)}"]
+    if (epoch := number(event.get("epoch"))) is not None:
+        parts.append(f"epoch {figures.count(epoch)}")
+    if (position := number(event.get("position"))) is not None:
+        parts.append(f"window {figures.count(position)}")
+    if (left := number(event.get("tokens_left"))) is not None:
+        parts.append(f"about {figures.count(left)} tokens left")
+    changes = event.get("changes")
+    if isinstance(changes, Mapping) and changes:
+        told = (f"{key} {_shown(old)} -> {_shown(new)}" for key, (old, new) in changes.items())
+        parts.append(f"changed: {', '.join(told)}")
+    return figures.one_line(", ".join(parts))
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def rollback_line(event: Event) -> str:

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from raylm import __version__
 from raylm.config import RunConfig
 from raylm.data.caching import write_file
 from raylm.errors import UserError
+from raylm.observe.migration import read_config
 
 NAME = "config.json"
 _PACKAGES = ("ray", "tensorflow", "numpy", "pyarrow", "rich", "pydantic", "safetensors")
@@ -71,17 +73,22 @@ def write_record(folder: Path, record: RunRecord) -> None:
     write_file(folder / NAME, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_record(folder: Path) -> RunRecord:
-    """The record of a run.
+def _no_one(line: str) -> None:
+    """Nobody listens."""
+
+
+def read_record(folder: Path, say: Callable[[str], None] = _no_one) -> RunRecord:
+    """The record of a run; options of another raylm that are left out are named through `say`.
 
     Raises:
-        UserError: there is no config.json, or it is damaged or of another version; says which field.
+        UserError: there is no config.json, or it is damaged or of a raylm that this one cannot stand in for
+            (`raylm.observe.migration`); says which field.
     """
     path = folder / NAME
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         return RunRecord(
-            RunConfig.model_validate_json(json.dumps(content["config"])),
+            read_config(content["config"], str(content.get("versions", {}).get("raylm", "")), say),
             str(content["corpus"]),
             str(content["note"]),
             {split: str(content["datasets"][split]) for split in ("train", "valid", "test")},
@@ -94,7 +101,9 @@ def read_record(folder: Path) -> RunRecord:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {place}: {first['msg']}; it was written by another raylm, or changed") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); put it back from a copy") from None
 
 

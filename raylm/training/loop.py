@@ -30,7 +30,7 @@ from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.inject import strike_of, strike_process, strike_state, struck_batch
 from raylm.training.investigation import Investigation
-from raylm.training.record import Recorder
+from raylm.training.record import Recorder, tokens_of
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.saving import Saver
 from raylm.training.state import State, capture, fresh_carry, make_replicas, restore
@@ -121,15 +121,16 @@ class _Run:
 
     def _begin(self) -> State:
         """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
-        saved = None
-        newest = self.saver.load_newest()
+        newest, saved = self.saver.load_newest(), None
         if newest is None:
             self.state = State(0, self.streams.start(), Ledger(), fresh_carry(self.replicas))
         else:
-            path, snapshot = newest
+            snapshot, manifest = newest
             self.state = restore(self.replicas, snapshot)
-            self.streams.check(self.state.cursor)
-            self.record.resume(path, snapshot, self.state.cursor)
+            cursor = self.state.cursor
+            self.streams.check(cursor)
+            windows = self.total_steps - (snapshot.step if self.config.steps else cursor.position)
+            self.record.resume(self.saver.newest, manifest.config, snapshot, cursor, tokens_of(self.streams, windows))
             saved = snapshot.extra.get("guard")
         self.state = self.recovery.begin(self.state, saved)
         facts = {

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raylm.checkpoint.snapshot import Snapshot, state_sha256
+from raylm.checkpoint.snapshot import Json, Snapshot, state_sha256
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.data.dataset import Dataset
+from raylm.data.streams import Streams
 from raylm.guard.diagnosis import Verdict
 from raylm.guard.judge import Outcome, RollBack
-from raylm.observe.events import EventLog, read_events
+from raylm.observe.events import EventLog, read_events, validation_losses
+from raylm.observe.migration import differences
 from raylm.observe.summary import Summary, steady_rate, write_summary
 from raylm.observe.tensorboard import TensorBoardLog
 from raylm.training.evaluate import Score, perplexity
@@ -90,12 +92,22 @@ class Recorder:
             **facts,
         )
 
-    def resume(self, path: Path, snapshot: Snapshot, cursor: Cursor) -> None:
-        """The run goes on from a checkpoint; the accounts in it are taken over."""
+    def resume(self, path: Path | None, made_with: Json, snapshot: Snapshot, cursor: Cursor, tokens_left: int) -> None:
+        """The run goes on from a checkpoint, made with a configuration; the accounts in it are taken over."""
         self._take_over(snapshot.extra)
         if self.writes:
-            self.resumes = 1 + sum(event["kind"] == "resume" for event in read_events(self.run_folder))
-            self.emit("resume", snapshot.step, cursor.position, path=str(path))
+            history = read_events(self.run_folder)
+            self.resumes = 1 + sum(event["kind"] == "resume" for event in history)
+            self.validation = validation_losses(history, snapshot.step)
+            self.emit(
+                "resume",
+                snapshot.step,
+                cursor.position,
+                path=str(path),
+                epoch=cursor.epoch,
+                tokens_left=tokens_left,
+                changes=differences(made_with, self.config),
+            )
 
     def step(self, outcome: Outcome, total_steps: int) -> None:
         """One more update was applied."""
@@ -253,6 +265,11 @@ class Recorder:
 
 def _left_out(first: int, last: int) -> str:
     return f"window {first} is left out" if last == first + 1 else f"windows {first} to {last - 1} are left out"
+
+
+def tokens_of(streams: Streams, windows: int) -> int:
+    """About: so many windows' share of the first epoch."""
+    return max(0, windows) * streams.targets_per_epoch // streams.windows_per_epoch(0)
 
 
 def unigram_nats(dataset: Dataset) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raylm.checkpoint.background import BackgroundWriter
+from raylm.checkpoint.manifest import Manifest
 from raylm.checkpoint.retention import Retention
 from raylm.checkpoint.snapshot import Snapshot
 from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
@@ -37,8 +38,8 @@ class Saver:
         self._keep = Retention(keep.keep_last, keep.keep_every, keep.keep_best)
         self._writer = BackgroundWriter()
 
-    def load_newest(self) -> tuple[Path, Snapshot] | None:
-        """The newest good checkpoint and its state; None where the run has no checkpoint yet.
+    def load_newest(self) -> tuple[Snapshot, Manifest] | None:
+        """The newest good checkpoint and what it says of itself; None where the run has no checkpoint yet.
 
         Raises:
             UserError: there are checkpoints, and none is good.
@@ -47,7 +48,7 @@ class Saver:
             return None
         self.newest, snapshot = self._store.load_newest(self._record.note)
         self.saved_at = snapshot.step
-        return self.newest, snapshot
+        return snapshot, self._store.manifest(self.newest)
 
     def save(self, state: State, extra: Mapping[str, Any], kept: HostState | None) -> None:
         """Captures a state that is sound, and begins to write it. A collective.
