@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -53,6 +55,18 @@ def _is_slow_down(text: str) -> str:
     if not (place.isdecimal() and re.fullmatch(r"0?\.\d+", factor) and float(factor) > 0):
         raise ValueError("expected POSITION:FACTOR, a whole number and a factor between 0 and 1, as in 100:0.5")
     return text
+
+
+def _workers(value: Any) -> int | str:
+    """A number of workers, or MIN:MAX in one form."""
+    low, colon, high = str(value).partition(":")
+    if not all(part.isdecimal() and int(part) > 0 for part in ((low, high) if colon else (low,))):
+        raise ValueError("expected a number of workers above 0, or MIN:MAX, as in 1:4")
+    if not colon or int(low) == int(high):
+        return int(low)
+    if int(low) > int(high):
+        raise ValueError("expected MIN:MAX with MIN not above MAX, as in 1:4")
+    return f"{int(low)}:{int(high)}"
 
 
 class DataConfig(Section):
@@ -178,8 +192,9 @@ class ReportConfig(Section):
 
 
 class ClusterConfig(Section):
-    workers: PositiveInt = 1
-    """Ray Train workers, one process each."""
+    workers: Annotated[int | str, BeforeValidator(_workers)] = 1
+    """Ray Train workers, one process each. MIN:MAX, as in 1:4: as many of them as the cluster has room for, fewer when
+    nodes go and more when nodes come; the global batch stays the same."""
     replicas: PositiveInt | None = None
     """Replicas of the model in each worker: GPUs, or logical CPU devices where there is none. Default: every GPU
     that each node has, else 1."""
@@ -188,7 +203,19 @@ class ClusterConfig(Section):
     address: str | None = None
     """Ray cluster to use; default $RAY_ADDRESS, else Ray is started on this machine and stopped at the end."""
     max_failures: NonNegativeInt = 3
-    """Times that lost workers are started anew from the newest checkpoint before the run gives up."""
+    """Failures in a row, no newer checkpoint between them, after each of which the workers are started anew from the
+    newest checkpoint; one more ends the run. Every newer checkpoint and every `raylm resume` begin to count afresh;
+    nodes that are drained do not count."""
+    wait_for_room: NonNegativeFloat = 600.0
+    """Seconds to wait for nodes where too few are left for the workers, before the run ends as interrupted."""
+
+    @property
+    def fewest_workers(self) -> int:
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def most_workers(self) -> int:
+        return int(str(self.workers).rpartition(":")[2])
 
 
 class RunConfig(Section):

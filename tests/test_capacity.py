@@ -23,15 +23,17 @@ def planned(nodes: list[Mapping[str, float]], **asked: Any) -> Demand:
 @pytest.mark.parametrize(
     ("nodes", "asked", "demand"),
     [
-        (LAPTOP, {}, Demand(1, 1, 1.0, 0)),
-        (LAPTOP, {"workers": 2}, Demand(2, 1, 1.0, 0)),
-        (LAPTOP, {"replicas": 2}, Demand(1, 2, 1.0, 0)),
-        (LAPTOP, {"workers": 4, "cpus_per_worker": 0.5}, Demand(4, 1, 0.5, 0)),
-        (HEAD_AND_TWO, {}, Demand(1, 4, 1.0, 4)),
-        (HEAD_AND_TWO, {"workers": 2}, Demand(2, 4, 1.0, 4)),
-        (HEAD_AND_TWO, {"workers": 8, "replicas": 1}, Demand(8, 1, 1.0, 1)),
-        (UNEVEN, {"workers": 2}, Demand(2, 1, 1.0, 1)),
-        (UNEVEN, {"workers": 2, "replicas": 4}, Demand(2, 4, 1.0, 4)),
+        (LAPTOP, {}, Demand(1, 1, 1, 1.0, 0)),
+        (LAPTOP, {"workers": 2}, Demand(2, 2, 1, 1.0, 0)),
+        (LAPTOP, {"replicas": 2}, Demand(1, 1, 2, 1.0, 0)),
+        (LAPTOP, {"workers": 4, "cpus_per_worker": 0.5}, Demand(4, 4, 1, 0.5, 0)),
+        (HEAD_AND_TWO, {}, Demand(1, 1, 4, 1.0, 4)),
+        (HEAD_AND_TWO, {"workers": 2}, Demand(2, 2, 4, 1.0, 4)),
+        (HEAD_AND_TWO, {"workers": 8, "replicas": 1}, Demand(8, 8, 1, 1.0, 1)),
+        (UNEVEN, {"workers": 2}, Demand(2, 2, 1, 1.0, 1)),
+        (UNEVEN, {"workers": 2, "replicas": 4}, Demand(2, 2, 4, 1.0, 4)),
+        (LAPTOP, {"workers": "1:4"}, Demand(1, 4, 1, 1.0, 0)),
+        (HEAD_AND_TWO, {"workers": "2:8"}, Demand(2, 8, 4, 1.0, 4)),
     ],
 )
 def test_a_worker_takes_the_gpus_of_its_replicas_by_default_all_of_the_smallest_gpu_node(
@@ -44,6 +46,7 @@ def test_a_worker_takes_the_gpus_of_its_replicas_by_default_all_of_the_smallest_
     ("nodes", "asked", "said"),
     [
         (LAPTOP, {"workers": 3}, ["--workers 3 of 1 CPU each", "the cluster has 2 CPUs on 1 node", "room for 2"]),
+        (LAPTOP, {"workers": "3:9"}, ["--workers 3:9 of 1 CPU each", "room for 2"]),
         (LAPTOP, {"cpus_per_worker": 2.5}, ["2.5 CPUs each", "room for 0", "--cluster.cpus-per-worker"]),
         (HEAD_AND_TWO, {"workers": 3}, ["1 CPU, 4 GPUs each", "32 CPUs, 8 GPUs on 3 nodes", "room for 2"]),
         (HEAD_AND_TWO, {"replicas": 5}, ["5 GPUs each", "room for 0", "--replicas"]),

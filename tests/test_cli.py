@@ -209,7 +209,7 @@ def test_a_terminal_that_lacks_a_character_shows_it_escaped(monkeypatch: pytest.
     ("words", "said"),
     [
         (["--learning-rat", "3"], "did you mean --learning-rate?"),
-        (["--workers", "0"], "(--workers) 0: should be greater than 0"),
+        (["--workers", "0"], "(--workers) 0: expected a number of workers above 0"),
         (["--replicas", "-1"], "(--replicas) -1: should be greater than 0"),
         (["--recipe", "ptb-smal"], "did you mean ptb-small?"),
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read"),
@@ -271,7 +271,7 @@ def begun(tmp_path: Path) -> Path:
         (["--optimizer.name", "adam"], "--optimizer.name: the checkpoint was made with sgd"),
         (["--seed", "5"], "--seed: the checkpoint was made with 0, not 5"),
         (["--recipe", "ptb-small"], "a run that goes on keeps its recipe"),
-        (["--workers", "0"], "should be greater than 0"),
+        (["--workers", "0"], "expected a number of workers above 0"),
         (["--worker", "2"], "did you mean --workers?"),
         (["--steps", "3"], "--steps 3: the checkpoint is of step 3, and steps count from the start of the run"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from raylm.cli.words import fields_of
-from raylm.config import SHORTCUTS, RunConfig, Section
+from raylm.config import SHORTCUTS, ClusterConfig, RunConfig, Section
 
 FIELDS = dict(fields_of(RunConfig))
 
@@ -104,3 +104,20 @@ def test_shortcuts_are_of_fields_that_exist_and_hide_no_other_option() -> None:
     assert set(SHORTCUTS) <= set(FIELDS)
     assert not set(SHORTCUTS.values()) & {key.replace("_", "-") for key in [*FIELDS, *RunConfig.model_fields]}
     assert len(set(SHORTCUTS.values())) == len(SHORTCUTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "bounds"),
+    [(3, 3, (3, 3)), ("3", 3, (3, 3)), ("1:4", "1:4", (1, 4)), ("02:2", 2, (2, 2)), (" 1", None, None)]
+    + [(value, None, None) for value in (True, 1.0, "", ":", "1:", ":4", "0:4", "4:1", "1:4:5", "-1", "a:b", None)],
+)
+def test_workers_are_a_number_or_a_range_in_one_form(
+    given: object, kept: int | str | None, bounds: tuple[int, int] | None
+) -> None:
+    if kept is None:
+        with pytest.raises(ValidationError):
+            ClusterConfig.model_validate({"workers": given})
+        return
+    cluster = ClusterConfig.model_validate({"workers": given})
+    assert (cluster.workers, (cluster.fewest_workers, cluster.most_workers)) == (kept, bounds)
+    assert ClusterConfig.model_validate_json(cluster.model_dump_json()) == cluster

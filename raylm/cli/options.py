@@ -147,7 +147,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     shortcut = SHORTCUTS.get(".".join(path))
     value = first["input"]
     shown = "none" if value is None else str(value) if not isinstance(value, (dict, list, tuple)) else repr(value)
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{option}{f' (--{shortcut})' if shortcut else ''} {shown}: {message.replace('input should', 'should')}"
 
 

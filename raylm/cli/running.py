@@ -33,7 +33,8 @@ def run(record: RunRecord, folder: Path, view: View) -> int:
     except Stopped as stopped:
         view.close()
         if stopped.summary is not None:
-            print(f"stopped after {stopped.summary.steps:,} updates, saved")
+            why = f": {stopped.why}" if stopped.why else ""
+            print(f"stopped after {stopped.summary.steps:,} updates, saved{why}")
         remove_unstarted(folder)
         print(f"go on with: {again}" if folder.exists() else "stopped before the first step")
         return SIGNAL + stopped.number

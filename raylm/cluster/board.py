@@ -8,14 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raylm.cluster.nodes import this_node
 
 Message = Mapping[str, Any]
 
 _SECONDS_BETWEEN_POSTS = 0.25
+_SECONDS_TO_ANSWER = 30.0
 
 
-@ray.remote(num_cpus=0)
-class Board:
+class ConnectionLost(Exception):  # noqa: N818 - an end of the driver's view of the run
+    """The cluster's head does not answer any more."""
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class _Board:
     """Holds what the driver has not taken yet; the oldest goes first where nobody takes it."""
 
     def __init__(self) -> None:
@@ -27,15 +36,32 @@ class Board:
         self._messages.extend(messages)
         return self._stop
 
-    def take(self) -> list[Message]:
-        """All messages since the last call."""
+    def take(self, stop: bool) -> list[Message]:
+        """All messages since the last call. stop: whether the workers are to save a checkpoint and end."""
+        self._stop = stop
         messages = list(self._messages)
         self._messages.clear()
         return messages
 
-    def stop(self) -> None:
-        """Asks the run to save a checkpoint and end."""
-        self._stop = True
+
+class Board:
+    """The driver's end of the board. The actor lies on the driver's node: it does not die with a worker's."""
+
+    def __init__(self) -> None:
+        here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+        self.actor = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+    def take(self, stop: bool) -> list[Message]:
+        """All messages since the last call. stop: whether the workers are to save a checkpoint and end.
+
+        Raises:
+            ConnectionLost: the head died, or the way to it is cut.
+        """
+        try:
+            messages: list[Message] = ray.get(self.actor.take.remote(stop), timeout=_SECONDS_TO_ANSWER)
+        except (RayError, TimeoutError, ConnectionError) as error:
+            raise ConnectionLost(str(error)) from error
+        return messages
 
 
 class Poster:

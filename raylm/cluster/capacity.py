@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raylm.config import ClusterConfig
 from raylm.errors import UserError
 
+Resources = Mapping[str, float]
+
 
 @dataclass(frozen=True)
 class Demand:
-    """What each of `workers` workers needs on one node, and the replicas that it runs."""
+    """A run's workers, `fewest` to `most` of them: what each needs on one node, and the replicas that it runs."""
 
-    workers: int
+    fewest: int
+    most: int
     replicas: int
     cpus: float
     gpus: int
@@ -22,8 +25,12 @@ class Demand:
     def resources(self) -> dict[str, float]:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
+    @property
+    def elastic(self) -> bool:
+        return self.fewest < self.most
 
-def plan(asked: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> Demand:
+
+def plan(asked: ClusterConfig, nodes: Sequence[Resources]) -> Demand:
     """The demand of a run on nodes of these total resources.
 
     Where there are GPUs, a worker takes as many as it has replicas, by default all of the smallest GPU node.
@@ -33,21 +40,22 @@ def plan(asked: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> Demand:
     """
     gpus = [int(node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
     replicas = asked.replicas or (min(gpus) if gpus else 1)
-    demand = Demand(asked.workers, replicas, asked.cpus_per_worker, replicas if gpus else 0)
-    room = sum(_fit(node, demand) for node in nodes)
-    if room < asked.workers:
+    demand = Demand(asked.fewest_workers, asked.most_workers, replicas, asked.cpus_per_worker, replicas if gpus else 0)
+    held = room(demand, nodes)
+    if held < demand.fewest:
         total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in demand.resources}
         raise UserError(
             f"--workers {asked.workers} of {_say(demand.resources)} each do not fit: the cluster has {_say(total)} on "
-            f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, room for {room}; ask for fewer workers, for less in "
+            f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, room for {held}; ask for fewer workers, for less in "
             "each (--cluster.cpus-per-worker, --replicas), or add nodes"
         )
     return demand
 
 
-def _fit(node: Mapping[str, float], demand: Demand) -> int:
-    return min(int(node.get(kind, 0) // amount) for kind, amount in demand.resources.items())
+def room(demand: Demand, nodes: Iterable[Resources]) -> int:
+    """The number of such workers that fit on nodes of these resources; each lies on one node."""
+    return sum(min(int(node.get(kind, 0) // amount) for kind, amount in demand.resources.items()) for node in nodes)
 
 
-def _say(resources: Mapping[str, float]) -> str:
+def _say(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {kind}{'s' if amount != 1 else ''}" for kind, amount in resources.items())

@@ -1,28 +1,25 @@
-"""Runs a training job on Ray Train and shows it: the driver's side of a run."""
+"""Runs a training job on Ray Train and shows it: the driver's side of a run, attempt after attempt.
+
+An attempt ends when the run does, when a worker is lost, or when the driver asks all workers to save and return: for
+a signal, for a node that is to go, for nodes that came. The next one goes on from the newest checkpoint.
+"""
 
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray.train import FailureConfig, ScalingConfig
-from ray.train import RunConfig as TrainRunConfig
-from ray.train.v2.api.callback import UserCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-from raylm.cluster.backend import TensorFlowConfig
-from raylm.cluster.board import Board
-from raylm.cluster.capacity import Demand, plan
-from raylm.cluster.connection import connected, gist, output_to
-from raylm.cluster.worker import Job, run_worker
-from raylm.config import RunConfig
-from raylm.errors import UserError
+from raylm.cluster.attempt import Attempt
+from raylm.cluster.board import Board, ConnectionLost, Message
+from raylm.cluster.capacity import Demand, plan, room
+from raylm.cluster.connection import connected, output_to
+from raylm.cluster.nodes import Node, look, this_node
+from raylm.cluster.pause import Failures, Growth, Pause, leaving
+from raylm.cluster.worker import Job
+from raylm.config import ClusterConfig
 from raylm.observe.events import EventLog
 from raylm.observe.run_folder import RunRecord
 from raylm.observe.summary import Summary, write_summary
@@ -30,14 +27,16 @@ from raylm.observe.view import View
 from raylm.training.topology import Topology
 
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+_SETTLE_SECONDS = 10.0
 
 
 class Stopped(Exception):  # noqa: N818 - an end that was asked for
-    """A signal ended the run. `summary` is None where the run was not given the time to save its last step."""
+    """A signal ended the run, or a node that is to go. `summary` is None where the last step was not saved."""
 
-    def __init__(self, number: int, summary: Summary | None) -> None:
-        super().__init__(f"signal {number}")
-        self.number, self.summary = number, summary
+    def __init__(self, number: int, summary: Summary | None, why: str = "") -> None:
+        super().__init__(why or f"signal {number}")
+        self.number, self.summary, self.why = number, summary, why
 
 
 class RunFailed(Exception):  # noqa: N818 - an end of the run
@@ -49,121 +48,153 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
 
     Raises:
         UserError: the cluster cannot be reached or cannot hold the run, or a worker found a mistake of the user's.
-        Stopped: a signal asked for the end.
-        RunFailed: a worker failed more often than the run allows.
+        Stopped: a signal asked for the end, or nodes went and too few are left.
+        RunFailed: workers failed more often than the run allows, or the cluster was lost.
     """
     config = record.config
     view.wait("starting Ray")
     with output_to(run_folder / "logs" / "driver.log"), connected(config.cluster.address):
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        demand = plan(config.cluster, nodes)
-        Topology(0, demand.workers, demand.replicas, config.data.lanes)  # refuses more replicas than lanes
-        view.wait(_placing(demand))
-        board = Board.remote()  # type: ignore[attr-defined]
+        demand = plan(config.cluster, [node.total for node in look() if not node.draining])
+        Topology(0, demand.most, demand.replicas, config.data.lanes)  # refuses more replicas than lanes
+        with _signals() as received:
+            driver = _Driver(record, demand, run_folder, view, received)
+            try:
+                return driver.run()
+            except ConnectionLost as lost:
+                reason = f"the Ray cluster does not answer any more ({lost})"
+                raise driver.failed(reason) from lost
+
+
+class _Driver:
+    """The attempts of one `raylm train` or `raylm resume`, and what was seen of them."""
+
+    def __init__(self, record: RunRecord, demand: Demand, run_folder: Path, view: View, received: list[int]) -> None:
+        self._asked: ClusterConfig = record.config.cluster
+        self._demand, self._run_folder, self._view, self._received = demand, run_folder, view, received
+        self._board = Board()
         datasets = (record.datasets["train"], record.datasets["valid"], record.datasets["test"])
-        job = Job(config, record.corpus, datasets, demand.replicas, str(run_folder), board)
-        fitting = _Fitting(_trainer(job, demand, config, run_folder))
-        steps = _follow(fitting, board, view)
-        return _result(fitting, run_folder, steps)
+        self._job = Job(record.config, record.corpus, datasets, demand.replicas, str(run_folder), self._board.actor)
+        self._here = this_node()
+        self._steps, self._saved = 0, -1
+        self._started = False
+        self._places: dict[int, str] = {}
+        self._returned: Summary | None = None
 
-
-def _trainer(job: Job, demand: Demand, config: RunConfig, run_folder: Path) -> DataParallelTrainer:
-    return DataParallelTrainer(
-        run_worker,
-        train_loop_config=job,
-        backend_config=TensorFlowConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=demand.workers, use_gpu=demand.gpus > 0, resources_per_worker=demand.resources
-        ),
-        run_config=TrainRunConfig(
-            name=time.strftime(
-                "%Y%m%d-%H%M%S"
-            ),  # a fresh one for each attempt: Ray's records of an old one can be torn
-            storage_path=str(run_folder / "ray"),
-            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=[_TellOfLosses(job.board)],
-        ),
-    )
-
-
-class _TellOfLosses(UserCallback):
-    """Runs in Ray Train's controller: says on the board which worker was lost."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for rank, error in worker_exceptions.items():
-            text = f"worker {rank} was lost: {gist(error)}"
-            self._board.post.remote([{"kind": "note", "text": text}, {"kind": "wait", "what": "starting the workers"}])
-
-
-class _Fitting:
-    """`trainer.fit()` in a thread, so that signals and the view stay ours."""
-
-    def __init__(self, trainer: DataParallelTrainer) -> None:
-        self.returned: Any = None
-        self.error: BaseException | None = None
-        self.stop_signal: int | None = None
-        self._trainer = trainer
-        self.thread = threading.Thread(target=self._run, name="fit", daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.returned = self._trainer.fit().return_value
-        except BaseException as error:
-            self.error = error
-
-
-def _follow(fitting: _Fitting, board: Any, view: View) -> int:
-    """Shows what the board says until the run ends; the last step it told of. Passes a signal on to the workers."""
-    steps, started = 0, False
-    with _signals() as received:
+    def run(self) -> Summary:
+        """Attempts until the run is over."""
+        failures = Failures(self._asked.max_failures)
         while True:
-            over = not fitting.thread.is_alive()
-            for message in ray.get(board.take.remote()):
-                _show(message, view)
-                steps = message.get("step", steps)
-                started = started or message["kind"] in ("start", "resume")
-            if over:
-                return steps
-            if received and fitting.stop_signal is None:
-                fitting.stop_signal = received[0]
-                if not started:
-                    raise Stopped(received[0], None)
-                board.stop.remote()
-                view.note("stopping: a checkpoint is saved first (once more to stop at once)")
-            if len(received) > 1:
-                raise Stopped(received[0], None)
-            fitting.thread.join(_POLL_SECONDS)
+            workers = self._wait_for_room()
+            attempt = Attempt(self._job, self._demand, workers, self._run_folder)
+            pause = self._follow(attempt, workers)
+            summary = attempt.summary()
+            if summary is not None:
+                if summary.status != "interrupted" or pause is None:
+                    return summary
+                if pause.number is not None:
+                    raise Stopped(pause.number, summary, pause.why)
+                self._view.note(f"{pause.why}: saved at step {summary.steps}")
+            elif not attempt.found_no_room:
+                for rank, reason in attempt.losses.items():
+                    self._view.note(f"worker {rank} was lost: {reason}")
+                if pause is None and not attempt.preempted:
+                    failures = failures.after(self._saved)
+                if failures.too_many:
+                    raise self.failed(f"{failures.say()}: {attempt.reason}")
 
+    def failed(self, reason: str) -> RunFailed:
+        """Writes down that the run failed."""
+        self._end("failed", reason)
+        return RunFailed(f"{reason}; the whole story is in {self._run_folder / 'logs'}")
 
-def _show(message: Mapping[str, Any], view: View) -> None:
-    match message["kind"]:
-        case "wait":
-            view.wait(message["what"])
-        case "note":
-            view.note(message["text"])
-        case _:
-            view.show(message)
-
-
-def _result(fitting: _Fitting, run_folder: Path, steps: int) -> Summary:
-    returned = fitting.returned
-    if isinstance(returned, Mapping) and "error" in returned:
-        raise UserError(returned["error"])
-    if isinstance(returned, Mapping):
-        summary = Summary.from_json(returned)
-        if fitting.stop_signal is not None and summary.status == "interrupted":
-            raise Stopped(fitting.stop_signal, summary)
+    def _end(self, status: str, reason: str) -> Summary:
+        summary = Summary(status, reason, self._steps, 0)
+        write_summary(self._run_folder, summary)
+        log = EventLog(self._run_folder)
+        log.append("end", self._steps, None, status=status, reason=reason)
+        log.close()
         return summary
-    reason = f"a worker failed: {gist(fitting.error)}"
-    write_summary(run_folder, Summary("failed", reason, steps, 0))
-    log = EventLog(run_folder)
-    log.append("end", steps, None, status="failed", reason=reason)
-    log.close()
-    raise RunFailed(f"{reason}; the whole story is in {run_folder / 'logs'}") from fitting.error
+
+    def _wait_for_room(self) -> int:
+        """The number of workers to start now: as many as fit, within what was asked for.
+
+        Raises:
+            Stopped: a signal came, or too few nodes were there for too long.
+        """
+        deadline = time.monotonic() + self._asked.wait_for_room
+        while (held := room(self._demand, (node.total for node in _staying()))) < self._demand.fewest:
+            if self._received:
+                raise Stopped(self._received[0], None)
+            short = f"nodes are gone: room for {held} of {self._demand.fewest} workers"
+            if time.monotonic() > deadline:
+                reason = f"{short} for {self._asked.wait_for_room:g} s"
+                raise Stopped(signal.SIGTERM, self._end("interrupted", reason), reason)
+            self._view.wait(f"waiting for nodes ({short})")
+            time.sleep(_POLL_SECONDS)
+        workers = self._demand.fewest
+        if self._demand.elastic:
+            most = min(held, self._demand.most)
+            settled = time.monotonic() + (_SETTLE_SECONDS if self._started else 0)
+            while (free := room(self._demand, (node.free for node in _staying()))) < most:
+                if time.monotonic() > settled:  # what the last workers held is free again; the rest is not ours
+                    break
+                time.sleep(_POLL_SECONDS)
+            workers = min(max(free, workers), most)
+        self._view.wait(_placing(self._demand, workers, _staying()))
+        return workers
+
+    def _follow(self, attempt: Attempt, workers: int) -> Pause | None:
+        """Shows what the board says until the attempt is over; why it was asked to end, where it was."""
+        pause: Pause | None = None
+        self._started, self._places, self._returned = False, {}, None
+        growth, looked = Growth(), time.monotonic()
+        while True:
+            over = attempt.over
+            for message in self._board.take(pause is not None):
+                self._take_in(message, pause)
+            if over:
+                return pause
+            if self._received and (pause is None or pause.number is None):
+                if not self._started:
+                    raise Stopped(self._received[0], None)
+                pause = Pause("", self._received[0])
+                self._view.note("stopping: a checkpoint is saved first (once more to stop at once)")
+            if len(self._received) > 1:
+                raise Stopped(self._received[0], None)
+            saved = self._returned is not None and self._returned.status == "interrupted"
+            if saved and pause is not None and pause.number is not None:
+                raise Stopped(pause.number, self._returned, pause.why)  # the grace of whoever stops us may be short
+            now = time.monotonic()
+            if pause is None and self._started and now - looked > _LOOK_SECONDS:
+                nodes, looked = look(), now
+                growth = growth.seen(self._demand, workers, nodes, now)
+                pause = leaving(nodes, set(self._places.values()), self._here) or growth.pause(self._demand, now)
+                if pause is not None:
+                    self._view.note(f"{pause.why}: a checkpoint is saved first")
+            attempt.wait(_POLL_SECONDS)
+
+    def _take_in(self, message: Message, pause: Pause | None) -> None:
+        match message["kind"]:
+            case "wait":
+                self._view.wait(message["what"])
+            case "note":
+                self._view.note(message["text"])
+            case "place":
+                self._places[message["rank"]] = message["node"]
+            case "summary":
+                self._returned = Summary.from_json(message["summary"])
+            case "end" if pause is not None and pause.number is None:
+                pass  # the end of an attempt, not of the run
+            case kind:
+                self._view.show(message)
+                self._steps = message["step"]
+                self._started = self._started or kind in ("start", "resume")
+                if kind == "resume" or (kind == "checkpoint" and "path" in message):
+                    self._saved = max(self._saved, message["step"])
+
+
+def _staying() -> list[Node]:
+    return [node for node in look() if not node.draining]
 
 
 @contextmanager
@@ -179,13 +210,13 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _placing(demand: Demand) -> str:
+def _placing(demand: Demand, count: int, nodes: list[Node]) -> str:
     """What the wait for workers is called, and what holds it up where the cluster is busy."""
-    free = ray.available_resources()
-    workers = f"{demand.workers} worker{'s' if demand.workers > 1 else ''}"
+    workers = f"{count} worker{'s' if count > 1 else ''}"
+    free = {kind: sum(node.free.get(kind, 0) for node in nodes) for kind in demand.resources}
     short = [
-        f"{free.get(kind, 0):g} of {demand.workers * amount:g} {kind}s are free"
+        f"{free[kind]:g} of {count * amount:g} {kind}s are free"
         for kind, amount in demand.resources.items()
-        if free.get(kind, 0) < demand.workers * amount
+        if free[kind] < count * amount
     ]
     return f"waiting for room for {workers}: {', '.join(short)}" if short else f"starting {workers}"

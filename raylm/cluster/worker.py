@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 
 from raylm.cluster.board import Poster
+from raylm.cluster.nodes import this_node
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
@@ -46,14 +47,15 @@ class WorkerFailed(Exception):  # noqa: N818 - what Ray Train sees of any error
 def run_worker(job: Job) -> dict[str, Any]:
     """One rank of a run; the summary as plain data, or {"error": …} for a mistake that the user can mend.
 
-    Whatever else goes wrong is raised, and Ray Train starts all workers anew from the newest checkpoint. A run that
-    diverged or was interrupted returns: it must not be tried again.
+    Whatever else goes wrong is raised, and the driver starts all workers anew from the newest checkpoint. A run that
+    diverged or was interrupted returns.
     """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     _log_to(Path(job.run_folder) / "logs" / f"worker-{rank}.log")
     poster = Poster(job.board)
     try:
+        poster.publish({"kind": "place", "rank": rank, "node": this_node()})
         if rank == 0:
             poster.publish({"kind": "wait", "what": "importing TensorFlow"})
         os.environ.update(QUIET_TENSORFLOW)
@@ -63,7 +65,10 @@ def run_worker(job: Job) -> dict[str, Any]:
         outside = Outside(poster.publish, poster.stop_requested, _report)
         topology = Topology(rank, workers, job.replicas, job.config.data.lanes)
         datasets = Datasets(job.corpus, *(open_dataset(folder) for folder in job.datasets))
-        return train(job.config, datasets, topology, Path(job.run_folder), outside).to_json()
+        summary = train(job.config, datasets, topology, Path(job.run_folder), outside).to_json()
+        if rank == 0:
+            poster.publish({"kind": "summary", "summary": summary})
+        return summary
     except UserError as error:
         return {"error": str(error)}
     except Exception as error:

@@ -13,7 +13,7 @@ and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may
     rollback    to_step reason? skip? learning_rate_factor?
     verdict     verdict text folder: what the incident at `step` was found to be
     resume      path epoch tokens_left (about) changes (key: [old, new] of each option that differs)
-    resize      workers replicas
+    resize      workers_before? workers replicas: the run goes on with another number of workers
     end         status (completed, failed or interrupted) reason?
 
 JSON has no word for NaN and the infinities: they are written as the texts "nan", "inf" and "-inf", which

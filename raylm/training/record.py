@@ -62,6 +62,7 @@ class Recorder:
         )
         self.tokens = 0
         self.resumes = 0
+        self.workers_before: int | None = None
         self.dataset: str | None = None
         self.scores: dict[str, Score] = {}
         self.validation: dict[int, float] = {}
@@ -82,6 +83,9 @@ class Recorder:
             return
         self.dataset = facts["dataset"]
         self.floors = {"uniform_nats": math.log(len(train.vocabulary)), "unigram_nats": unigram_nats(train)}
+        if self.workers_before not in (None, facts["workers"]):
+            size = {"workers_before": self.workers_before, "workers": facts["workers"], "replicas": facts["replicas"]}
+            self.emit("resize", step, cursor.position, **size)
         self.emit(
             "start",
             step,
@@ -98,6 +102,7 @@ class Recorder:
         if self.writes:
             history = read_events(self.run_folder)
             self.resumes = 1 + sum(event["kind"] == "resume" for event in history)
+            self.workers_before = next((e.get("workers") for e in reversed(history) if e["kind"] == "start"), None)
             self.validation = validation_losses(history, snapshot.step)
             self.emit(
                 "resume",

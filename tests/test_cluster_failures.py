@@ -1,0 +1,75 @@
+"""Runs on a real cluster of several nodes, of which some die, are drained or come: training goes on by itself.
+
+One cluster serves all tests here: a head without cores, so that a node's death never takes the driver along.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray_cluster import ENDLESS, Cluster, worker_process
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), cpus=0)
+    try:
+        cluster.add_node(1)
+        cluster.add_node(1)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def test_an_elastic_run_shrinks_when_a_node_dies_grows_when_one_comes_and_ends_on_sigterm(cluster: Cluster) -> None:
+    run = cluster.start(*cluster.train("elastic", "--workers", "1:2", *ENDLESS))
+    cluster.wait_for("elastic", "checkpoint", 3)
+    assert cluster.events("elastic", "start")[0]["workers"] == 2
+    saved = cluster.events("elastic", "checkpoint")[-1]["step"]
+    cluster.kill_node(cluster.node_with(worker_process(folder(cluster, "elastic"), 1)))
+    shrunk = cluster.wait_for("elastic", "resize")
+    assert (shrunk["workers_before"], shrunk["workers"]) == (2, 1)
+    assert shrunk["step"] >= saved
+    cluster.wait_for("elastic", "checkpoint", len(cluster.events("elastic", "checkpoint")) + 1)
+    cluster.add_node(1)
+    grown = cluster.wait_for("elastic", "resize", 2)
+    assert (grown["workers_before"], grown["workers"]) == (1, 2)
+    stopped = cluster.events("elastic", "end")[-1]
+    assert (stopped["status"], stopped["step"]) == ("interrupted", grown["step"])  # nothing was computed again
+    cluster.wait_for("elastic", "checkpoint", len(cluster.events("elastic", "checkpoint")) + 1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 128 + signal.SIGTERM
+    output = run.output.read_text()
+    assert f"go on with: raylm resume --from-checkpoint {folder(cluster, 'elastic')}" in output
+    assert "there is room for 2 workers now" in output
+    assert cluster.summary("elastic")["status"] == "interrupted"
+    assert "Traceback" not in output
+
+
+def test_a_drained_node_is_left_without_a_lost_step_and_where_no_other_is_the_run_ends_saved(
+    cluster: Cluster,
+) -> None:
+    spare = cluster.add_node(1)
+    run = cluster.start(*cluster.train("drained", "--workers", "2", *ENDLESS, "--cluster.wait-for-room", "1"))
+    cluster.wait_for("drained", "step", 5)
+    cluster.drain(cluster.node_with(worker_process(folder(cluster, "drained"), 1)))
+    resumed = cluster.wait_for("drained", "resume")
+    stopped = cluster.events("drained", "end")[-1]
+    assert (stopped["status"], stopped["step"]) == ("interrupted", resumed["step"])
+    cluster.wait_for("drained", "step", len(cluster.events("drained", "step")) + 5)
+    cluster.drain(cluster.node_with(worker_process(folder(cluster, "drained"), 1)))
+    assert run.wait(60) == 128 + signal.SIGTERM
+    output = run.output.read_text()
+    assert "nodes are gone: room for 1 of 2 workers" in output
+    assert f"go on with: raylm resume --from-checkpoint {folder(cluster, 'drained')}" in output
+    assert cluster.summary("drained")["status"] == "interrupted"
+    assert spare.poll() is None
+
+
+def folder(cluster: Cluster, name: str) -> Path:
+    return cluster.folder / "runs" / name
