@@ -217,7 +217,7 @@ def test_the_screen_fits_the_width_and_says_it_all(width: int) -> None:
             "valid perplexity 245.2 (5.502 nats) at step 120",
             "floors: uniform 10,000, unigram 686.8",
             "the company said it",
-            "1 incident, 1 rollback: rolled back from step 121 to 100",
+            "1 incident, 1 rollback loss is nan at step 121 rolled back from step 121 to 100",
         ):
             assert words in flat
 
@@ -233,13 +233,94 @@ def test_the_screen_at_eighty_columns_is_exactly_this() -> None:
         "━" * 71 + "  400/400",
         "epoch 1   loss 5.812 nats       perplexity 334.3      tokens/s 12,345",
         "lr 1      gradient norm 2.125   checkpoint step 120",
-        "valid perplexity 245.2 (5.502 nats) at step 120",
         "floors: uniform 10,000, unigram 686.8",
-        "“the company said it �[31mwould”",
-        "1 incident, 1 rollback: rolled back from step 121 to 100, learning rate x 0.5,",
-        "window 121 left out",
+        "valid perplexity 245.2 (5.502 nats) at step 120",
+        "step 120 the company said it �[31mwould",
+        "1 incident, 1 rollback",
+        "  loss is nan at step 121",
+        "  rolled back from step 121 to 100, learning rate x 0.5, window 121 left out",
         "completed at step 400: all steps done",
     ]
+
+
+_FLOORS = {**_START, "bigram_nats": 5.434, "clip_norm": 2.0}
+
+
+def _learning(view: LiveView, steps: int = 60) -> None:
+    view.show(_FLOORS)
+    for step in range(1, steps + 1):
+        view.show(_step(step, loss=5.2 + 4 * math.exp(-step / 10), gradient_norm=3.0 if step % 4 else 1.0))
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_loss_is_drawn_against_the_floors(width: int) -> None:
+    view = LiveView(_console(width))
+    _learning(view)
+    lines = _last_screen(view, width)
+    view.close()
+    assert all(len(line) <= width for line in lines)
+    uniform, unigram, bigram = (
+        next(row for row, line in enumerate(lines) if line.rstrip().endswith(label))
+        for label in ("┄ uniform 10,000", "┄ unigram 686.8", "bigram 229.1")
+    )
+    assert uniform < unigram < bigram
+    assert any("⠀" < mark <= "⣿" for mark in lines[uniform])  # the curve begins at guessing
+    assert "clipped 74%" in " ".join(lines)  # of the last 50 steps
+
+
+def test_a_low_or_narrow_terminal_gets_no_curve_but_the_figures() -> None:
+    for width, height in ((30, 30), (80, 8)):
+        console = Console(
+            file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None, _environ={}
+        )
+        view = LiveView(console)
+        _learning(view)
+        lines = _last_screen(view, width)
+        view.close()
+        assert not any("┄" in line for line in lines)
+        assert "loss 5.210 nats" in " ".join(" ".join(lines).split())
+
+
+def test_what_was_rolled_back_leaves_the_curve() -> None:
+    progress = Progress()
+    for event in (_START, *(_step(step) for step in range(1, 121)), _ROLLBACK):
+        progress = advance(progress, event)
+    assert [step for step, _ in progress.losses] == list(range(1, 101))
+    progress = advance(progress, {**_START, "step": 50})
+    assert progress.losses[-1][0] == 50
+
+
+def test_a_long_run_keeps_a_thin_curve_from_its_first_step_on() -> None:
+    progress = Progress()
+    for step in range(1, 5000):
+        progress = advance(progress, _step(step))
+    assert progress.losses[0][0] == 1
+    assert progress.losses[-1][0] == 4999
+    assert 500 < len(progress.losses) <= 1024
+
+
+def test_the_last_samples_stand_one_below_the_other() -> None:
+    view = LiveView(_console(80))
+    for step in (100, 200, 300, 400):
+        view.show({**_SAMPLE, "step": step, "text": f"text {step}"})
+    assert [line for line in _last_screen(view, 80) if line.startswith("step ")][-3:] == [
+        "step 200 the text 200",
+        "step 300 the text 300",
+        "step 400 the text 400",
+    ]
+    view.close()
+
+
+def test_on_a_screen_of_its_own_the_last_state_and_notes_are_left_on_the_terminal() -> None:
+    console = _console(80)
+    view = LiveView(console, own_screen=True)
+    view.show(_START)
+    view.note("not \x1b[2Jthe run's")
+    view.close()
+    view.close()
+    shown = console.export_text()
+    assert shown.count("ptb-small on ptb") == 1
+    assert "not �[2Jthe run's" in shown
 
 
 def test_waiting_shows_what_for_and_the_seconds_gone_by() -> None:

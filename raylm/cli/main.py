@@ -28,6 +28,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "config": "print the configuration that a recipe, a file and options make",
         "drill": "list the faults that --drill can inject, to see the recovery",
     },
+    "Look while it trains": {
+        "watch": "the live view of a run, from another terminal: raylm watch RUN",
+    },
     "Look after": {
         "explain": "say what printed numbers mean: raylm explain --vocab 10000 --loss 0=9.2 100=496.8",
         "checkpoints": "list, verify or prune a run's checkpoints: raylm checkpoints RUN",

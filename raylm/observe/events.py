@@ -3,7 +3,8 @@
 Every event has `kind`, `step` (optimizer updates applied), `position` (the data cursor, as the caller says it)
 and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may be missing:
 
-    start       steps_total recipe parameters workers replicas dataset vocabulary uniform_nats? unigram_nats?
+    start       steps_total recipe parameters workers replicas dataset vocabulary clip_norm? uniform_nats?
+                unigram_nats? bigram_nats? (floors: guessing; the train text's words; its pairs, on the valid text)
     step        loss (nats a token) perplexity learning_rate gradient_norm tokens_per_second epoch steps_total
                 tokens (counted from the start of the run)
     eval        split (train, valid or test) nats perplexity tokens? seconds?
@@ -139,11 +140,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for index, line in enumerate(lines, start=1):
         try:
-            events.append(_parse(line))
+            events.append(parse_event(line))
         except ValueError as error:
             raise UserError(f"{path}, line {index}: not an event ({error})") from error
     try:
-        return [*events, _parse(torn)]
+        return [*events, parse_event(torn)]
     except ValueError:
         return events
 
@@ -158,7 +159,8 @@ def validation_losses(events: Iterable[Event], last_step: float = math.inf) -> d
     return {step: nats for step, nats in losses.items() if nats is not None}
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def parse_event(line: bytes) -> dict[str, Any]:
+    """One line of a log. Raises ValueError: it is no event."""
     event = json.loads(line)
     if not isinstance(event, dict) or event.get("kind") not in KINDS or not isinstance(event.get("step"), int):
         raise ValueError("an object with a known kind and a step was expected")

@@ -1,5 +1,6 @@
 """Where a run stands, told from its events by a pure function."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,9 @@ from raylm.observe import figures
 from raylm.observe.events import Event, number
 
 _TIMED_STEPS = 20  # step events that the remaining time is estimated from
+_CURVE = 1024  # points of the loss that are kept; past that, every second one is dropped
+_CLIPPED_OF = 50  # step events that the share of clipped gradients is of
+_LAST = 3  # samples and troubles shown
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,33 @@ class Progress:
     tokens_per_second: float | None = None
     tokens: float | None = None
     title: str = ""
-    floors: str = ""
+    floors: tuple[tuple[str, float], ...] = ()
+    """Names and nats a token, the highest first."""
+    losses: tuple[tuple[int, float], ...] = ()
+    """Steps and nats a token of what stands, thinned out where it is long; what was rolled back is no part of it."""
+    clip_norm: float | None = None
+    norms: tuple[float, ...] = ()
+    """Of the last step events."""
     evaluations: tuple[str, ...] = ()
     """The last evaluation of each split, in the order in which the splits were last evaluated."""
-    sample: str = ""
+    samples: tuple[tuple[int, str], ...] = ()
+    """Steps and texts of the last ones, the oldest first."""
     checkpoint: int | None = None
     """The step of the last checkpoint."""
     incidents: int = 0
     rollbacks: int = 0
-    trouble: str = ""
-    """The last incident, rollback or checkpoint that was not saved."""
+    troubles: tuple[str, ...] = ()
+    """The last incidents, rollbacks, verdicts and checkpoints that were not saved, the oldest first."""
     ended: str = ""
     timed: tuple[tuple[float, int], ...] = ()
     """Time and step of the last step events."""
+
+    @property
+    def clipped(self) -> float | None:
+        """The share of the last step events whose gradient was longer than the clip; None where that is not known."""
+        if self.clip_norm is None or not self.norms:
+            return None
+        return sum(norm > self.clip_norm for norm in self.norms) / len(self.norms)
 
     @property
     def seconds_left(self) -> float | None:
@@ -60,7 +78,10 @@ def advance(progress: Progress, event: Event) -> Progress:
                 progress,
                 steps_total=event.get("steps_total") or progress.steps_total,
                 title=start_line(event),
-                floors=_floors(event),
+                floors=floors(event),
+                clip_norm=number(event.get("clip_norm")),
+                losses=_until(progress.losses, progress.step),
+                ended="",
                 timed=(),
             )
         case "step":
@@ -70,40 +91,54 @@ def advance(progress: Progress, event: Event) -> Progress:
             others = tuple(line for line in progress.evaluations if not line.startswith(split))
             return replace(progress, evaluations=(*others, evaluation_line(event)), timed=progress.timed[-1:])
         case "sample":
-            return replace(progress, sample=sample_line(event))
+            return replace(progress, samples=(*progress.samples, (progress.step, sample_line(event)))[-_LAST:])
         case "checkpoint" if event.get("problem"):
-            return replace(progress, trouble=figures.one_line(event["problem"]))
+            return _troubled(progress, figures.one_line(event["problem"]))
         case "checkpoint":
             return replace(progress, checkpoint=event.get("step"))
         case "incident":
-            return replace(progress, incidents=progress.incidents + 1, trouble=incident_line(event))
+            return _troubled(replace(progress, incidents=progress.incidents + 1), incident_line(event))
         case "rollback":
-            return replace(
+            to_step = _whole(event.get("to_step"), progress.step)
+            back = replace(
                 progress,
-                step=_whole(event.get("to_step"), progress.step),
+                step=to_step,
                 rollbacks=progress.rollbacks + 1,
-                trouble=rollback_line(event),
+                losses=_until(progress.losses, to_step),
                 timed=(),
             )
+            return _troubled(back, rollback_line(event))
         case "verdict":
-            return replace(progress, trouble=verdict_line(event))
+            return _troubled(progress, verdict_line(event))
         case "resume":
-            return replace(progress, timed=())
+            return replace(progress, losses=_until(progress.losses, progress.step), ended="", timed=())
         case "end":
             return replace(progress, ended=end_line(event))
         case _:
             return progress
 
 
+def _troubled(progress: Progress, line: str) -> Progress:
+    return replace(progress, troubles=(*progress.troubles, line)[-_LAST:])
+
+
+def _until(losses: tuple[tuple[int, float], ...], step: int) -> tuple[tuple[int, float], ...]:
+    return tuple(point for point in losses if point[0] <= step)
+
+
 def _after_step(progress: Progress, event: Event) -> Progress:
+    loss, norm = number(event.get("loss")), number(event.get("gradient_norm"))
+    losses = progress.losses if loss is None or not math.isfinite(loss) else (*progress.losses, (progress.step, loss))
     return replace(
         progress,
+        losses=losses if len(losses) <= _CURVE else (losses[0], *losses[2::2]),
+        norms=progress.norms if norm is None else (*progress.norms, norm)[-_CLIPPED_OF:],
         steps_total=event.get("steps_total") or progress.steps_total,
         epoch=number(event.get("epoch")),
-        loss=number(event.get("loss")),
+        loss=loss,
         perplexity=number(event.get("perplexity")),
         learning_rate=number(event.get("learning_rate")),
-        gradient_norm=number(event.get("gradient_norm")),
+        gradient_norm=norm,
         tokens_per_second=number(event.get("tokens_per_second")),
         tokens=number(event.get("tokens")),
         timed=(*progress.timed, (event.get("time") or 0.0, progress.step))[-_TIMED_STEPS:],
@@ -184,13 +219,15 @@ def end_line(event: Event) -> str:
     return figures.one_line(f"{event.get('status') or 'ended'} at step {event.get('step', 0)}{reason}")
 
 
-def _floors(event: Event) -> str:
-    floors = []
-    for name in ("uniform", "unigram"):
-        entropy = number(event.get(f"{name}_nats"))
-        if entropy is not None:
-            floors.append(f"{name} {figures.perplexity(figures.perplexity_of(entropy))}")
-    return ", ".join(floors)
+def floors(event: Event) -> tuple[tuple[str, float], ...]:
+    """Names and nats of what a start event tells to hold the loss against."""
+    named = ((name, number(event.get(f"{name}_nats"))) for name in ("uniform", "unigram", "bigram"))
+    return tuple((name, entropy) for name, entropy in named if entropy is not None)
+
+
+def floor_words(name: str, entropy: float) -> str:
+    """`unigram 686.8`."""
+    return f"{name} {figures.perplexity(figures.perplexity_of(entropy))}"
 
 
 def _plural(amount: Any, noun: str) -> str:

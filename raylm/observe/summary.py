@@ -42,6 +42,7 @@ class Summary:
     dataset: str | None = None
     uniform_nats: float | None = None
     unigram_nats: float | None = None
+    bigram_nats: float | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

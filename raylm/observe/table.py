@@ -21,7 +21,7 @@ class PerplexityRow:
     perplexity: float | None
     nats: float | None
     floor: bool = False
-    """What a model that ignores the context (unigram) or the text (uniform) reaches."""
+    """What a table of word pairs (bigram), of words (unigram), or guessing (uniform) reaches."""
 
 
 def summary_rows(summary: Summary) -> list[PerplexityRow]:
@@ -34,7 +34,8 @@ def summary_rows(summary: Summary) -> list[PerplexityRow]:
             ("test", summary.test_perplexity),
         )
     ]
-    for name, nats in (("unigram", summary.unigram_nats), ("uniform", summary.uniform_nats)):
+    floors = (("bigram", summary.bigram_nats), ("unigram", summary.unigram_nats), ("uniform", summary.uniform_nats))
+    for name, nats in floors:
         if nats is not None:
             rows.append(PerplexityRow(name, figures.perplexity_of(nats), nats, floor=True))
     return rows

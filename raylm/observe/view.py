@@ -26,8 +26,10 @@ class View(Protocol):
         """Leave the last state readable; the stream stays open."""
 
 
-def choose_view(stream: TextIO, steps_total: int | None = None, every_seconds: float = 10.0) -> View:
+def choose_view(
+    stream: TextIO, steps_total: int | None = None, every_seconds: float = 10.0, own_screen: bool = False
+) -> View:
     """The live screen on a terminal that can move its cursor, plain lines anywhere else."""
     if stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        return LiveView(Console(file=stream), steps_total)
+        return LiveView(Console(file=stream), steps_total, own_screen=own_screen)
     return PlainView(stream, steps_total, every_seconds)

@@ -140,7 +140,7 @@ class _Run:
             "workers": self.topology.workers,
             "replicas": self.topology.replicas,
         }
-        self.record.begin(self.datasets.train, facts, self.state.step, self.state.cursor)
+        self.record.begin(self.datasets.train, self.datasets.valid, facts, self.state.step, self.state.cursor)
         if newest is None:
             self._save()
         self.record.wait("compiling the step")

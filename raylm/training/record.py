@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from raylm.checkpoint.snapshot import Json, Snapshot, state_sha256
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.data.dataset import Dataset
+from raylm.data.floors import bigram_nats, unigram_entropy
 from raylm.data.streams import Streams
 from raylm.guard.diagnosis import Verdict
 from raylm.guard.judge import Outcome, RollBack
@@ -27,8 +26,6 @@ from raylm.observe.migration import differences
 from raylm.observe.summary import Summary, steady_rate, write_summary
 from raylm.observe.tensorboard import TensorBoardLog
 from raylm.training.evaluate import Score, perplexity
-
-_FLOOR_TOKENS = 20_000_000  # enough to know the unigram distribution of any corpus
 
 
 class EpochLoss(NamedTuple):
@@ -77,12 +74,16 @@ class Recorder:
             self.log = EventLog(run_folder, say=self.note)
             self.board = TensorBoardLog(run_folder)
 
-    def begin(self, train: Dataset, facts: Mapping[str, Any], step: int, cursor: Cursor) -> None:
+    def begin(self, train: Dataset, valid: Dataset, facts: Mapping[str, Any], step: int, cursor: Cursor) -> None:
         """The run starts, or goes on: from here on time counts."""
         if not self.writes:
             return
         self.dataset = facts["dataset"]
-        self.floors = {"uniform_nats": math.log(len(train.vocabulary)), "unigram_nats": unigram_nats(train)}
+        self.floors = {
+            "uniform_nats": math.log(len(train.vocabulary)),
+            "unigram_nats": unigram_entropy(train),
+            "bigram_nats": bigram_nats(train, valid),
+        }
         if self.workers_before not in (None, facts["workers"]):
             size = {"workers_before": self.workers_before, "workers": facts["workers"], "replicas": facts["replicas"]}
             self.emit("resize", step, cursor.position, **size)
@@ -92,6 +93,7 @@ class Recorder:
             cursor.position,
             recipe=self.config.recipe,
             vocabulary=len(train.vocabulary),
+            clip_norm=self.config.optimizer.clip_norm,
             **self.floors,
             **facts,
         )
@@ -242,6 +244,7 @@ class Recorder:
             dataset=self.dataset,
             uniform_nats=self.floors.get("uniform_nats"),
             unigram_nats=self.floors.get("unigram_nats"),
+            bigram_nats=self.floors.get("bigram_nats"),
         )
         if self.writes:
             self.emit("end", snapshot.step, snapshot.cursor["position"], status=status, reason=reason)
@@ -275,10 +278,3 @@ def _left_out(first: int, last: int) -> str:
 def tokens_of(streams: Streams, windows: int) -> int:
     """About: so many windows' share of the first epoch."""
     return max(0, windows) * streams.targets_per_epoch // streams.windows_per_epoch(0)
-
-
-def unigram_nats(dataset: Dataset) -> float:
-    """Entropy of the words' distribution, context ignored: a model stuck there has learnt nothing of order."""
-    counts = np.bincount(dataset.read(0, min(dataset.tokens, _FLOOR_TOKENS)))
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
