@@ -79,12 +79,19 @@ class DataConfig(Section):
     """Where downloads and prepared datasets are kept; default $XDG_CACHE_HOME/raylm, else ~/.cache/raylm."""
     vocabulary_size: PositiveInt = 10_000
     """Most words kept for a text of one's own; rarer ones become <unk>. PTB and the sample bring their own."""
+    mode: Literal["stream", "sentences"] = "stream"
+    """stream: each lane reads on where its last window ended, its state carried (truncated BPTT). sentences: padded
+    and masked, in batches of like length, each from a state of zero."""
     lanes: PositiveInt = 20
-    """Parallel streams of the global batch, whatever the number of workers."""
+    """Parallel streams of the global batch, or its sentences, whatever the number of workers."""
     window: PositiveInt = 20
-    """Time steps of truncated back-propagation (BPTT length)."""
+    """stream: time steps of truncated back-propagation (BPTT length)."""
     order: Literal["sequential", "chunk"] = "sequential"
-    """Order of an epoch: as the text stands, or its chunks permuted anew each epoch."""
+    """stream: order of an epoch, as the text stands, or its chunks permuted anew each epoch."""
+    buckets: tuple[PositiveInt, ...] = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+    """sentences: widths that batches are padded to, in targets; what is longer than the last is read in pieces."""
+    pool_chunks: PositiveInt = 16
+    """sentences: chunks of the dataset whose rows are sorted by length together."""
 
 
 class ModelConfig(Section):

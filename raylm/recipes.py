@@ -43,9 +43,29 @@ QUICK: Recipe = {
     "schedule": {"kind": "cosine", "learning_rate": 1.0, "warmup_steps": 100, "final_fraction": 0.02},
 }
 
+# One peephole LSTM layer over padded sentences, Adam .01, no clip: healthy. Its sick variants are drills.
+SENTENCE_PEEPHOLE: Recipe = {
+    "epochs": 2,
+    "data": {"mode": "sentences", "lanes": 32},
+    "model": {"layers": 1, "hidden": 128, "init_scale": 0.1, "forget_bias": 1.0, "peepholes": True},
+    "optimizer": {"name": "adam", "clip_norm": None, "loss_scale": "token_mean"},
+    "schedule": {"kind": "constant", "learning_rate": 0.01},
+}
+
+# Next word on PTB: 10,000 words, batch 64, learning rate 1 · 0.1^⌊step / 5000⌋. Plain SGD on the mean over tokens.
+PTB_NEXT_WORD: Recipe = {
+    "epochs": 10,
+    "data": {"lanes": 64, "window": 20},
+    "model": {"layers": 2, "hidden": 200, "init_scale": 0.1},
+    "optimizer": {"name": "sgd", "clip_norm": None, "loss_scale": "token_mean"},
+    "schedule": {"kind": "staircase", "learning_rate": 1.0, "decay_steps": 5000, "decay_rate": 0.1},
+}
+
 RECIPES: dict[str, Recipe] = {
     "quick": QUICK,
     "ptb-small": PTB_SMALL,
     "ptb-medium": PTB_MEDIUM,
     "ptb-large": PTB_LARGE,
+    "sentence-peephole": SENTENCE_PEEPHOLE,
+    "ptb-next-word": PTB_NEXT_WORD,
 }

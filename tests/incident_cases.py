@@ -39,6 +39,8 @@ def incident(seed: int = 0, steps: int = 4, shares: int = 1, drill: str | None =
         weights = np.ones((LANES, TIME), np.float32)
         rate = config.schedule.learning_rate
         recorded.append(RecordedStep(step, step, 0, rate, inputs, targets, weights, np.zeros(LANES, bool)))
+    struck = None if drill is None else parse_drills([drill])[0]
+    recorded[-1] = replace(recorded[-1], drill=struck)
     snapshot = Snapshot(
         step=0,
         weights=initial_weights(config.model, WORDS, seed),
@@ -49,9 +51,8 @@ def incident(seed: int = 0, steps: int = 4, shares: int = 1, drill: str | None =
         rng={"seed": seed},
     )
     where = tuple(f"text of lane {lane}" for lane in range(LANES))
-    struck = None if drill is None else parse_drills([drill])[0]
     return Incident(
-        config, WORDS, shares, "non-finite", "the loss is nan", float("nan"), struck, where, snapshot, tuple(recorded)
+        config, WORDS, shares, "non-finite", "the loss is nan", float("nan"), where, snapshot, tuple(recorded)
     )
 
 

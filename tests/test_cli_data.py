@@ -27,6 +27,7 @@ from raylm.cli.tables import print_facts, print_table, shown_word
 from raylm.config import DataConfig, RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.data.options import PrepareOptions
+from raylm.data.sentences import Sentences
 from raylm.data.streams import Streams
 from raylm.data.verify import describe, sample_rows, where
 from raylm.errors import UserError
@@ -304,6 +305,16 @@ def test_where_finds_the_window_of_a_step_of_a_run(
     told = json.loads(raylm("data", "where", "--run", run_folder, "--step", step, "--json")[1])
     expected = where(Streams(open_dataset(train), lanes=3, window=4, seed=9, order="chunk"), position)
     assert told["position"] == position
+    assert [lane["text"] for lane in told["lanes"]] == [reading.text for reading in expected]
+
+
+def test_where_tells_the_sentences_of_a_run_s_batch(tmp_path: Path, train: Path, raylm: Run) -> None:
+    config = RunConfig(data=DataConfig(mode="sentences", lanes=3, buckets=(4, 9)), seed=9)
+    create_run_folder(
+        tmp_path / "run", RunRecord(config, "text", "", dict.fromkeys(("train", "valid", "test"), str(train)))
+    )
+    told = json.loads(raylm("data", "where", "--run", tmp_path / "run", "--position", 5, "--json")[1])
+    expected = where(Sentences(open_dataset(train), rows=3, seed=9, buckets=(4, 9)), 5)
     assert [lane["text"] for lane in told["lanes"]] == [reading.text for reading in expected]
 
 

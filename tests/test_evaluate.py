@@ -10,11 +10,12 @@ import pytest
 import tensorflow as tf
 from made_datasets import make_dataset, random_rows, words
 
-from raylm.config import ModelConfig
+from raylm.config import DataConfig, ModelConfig
 from raylm.data.dataset import Dataset
 from raylm.data.vocabulary import Vocabulary
 from raylm.model.language_model import LanguageModel
-from raylm.training.evaluate import EVALUATION_WINDOW, Evaluator, Score, perplexity
+from raylm.training.datasets import EVALUATION_WINDOW
+from raylm.training.evaluate import Evaluator, Score, perplexity
 
 WORDS = 30
 
@@ -47,6 +48,33 @@ def test_the_score_is_one_carried_pass_over_the_whole_text_without_dropout(
 def test_the_texts_above_are_shorter_than_a_window_and_longer_than_two(tmp_path: Path) -> None:
     assert text(tmp_path / "a", 3).tokens < EVALUATION_WINDOW
     assert text(tmp_path / "b", 120).tokens > 2 * EVALUATION_WINDOW
+
+
+def test_sentences_are_scored_each_alone_from_a_carry_of_zero_in_whatever_batches(
+    tmp_path: Path, evaluator: Evaluator
+) -> None:
+    """Rows of up to 12 tokens, the longest in two pieces; the first word of each is given."""
+    dataset = text(tmp_path / "text", 40)
+    model, total, tokens = evaluator.model, 0.0, 0
+    chunks = [dataset.chunk(number) for number in range(dataset.manifest.totals.chunks)]
+    for row in (row for chunk in chunks for row in np.split(chunk.tokens, chunk.row_offsets[1:-1])):
+        ids = row.astype(np.int32)[:, None]
+        for begin in range(0, len(ids) - 1, 8):
+            piece = ids[begin : begin + 9]
+            ones = np.ones((len(piece) - 1, 1), np.float32)
+            total += float(model.loss_sum(piece[:-1], piece[1:], ones, model.zero_carry(1), None)[0])
+            tokens += len(piece) - 1
+    score = Evaluator(model, DataConfig(mode="sentences", buckets=(3, 8))).score(dataset)
+    assert score.tokens == tokens == dataset.tokens - dataset.rows
+    assert score.nats == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_a_sample_of_a_model_of_sentences_ends_with_its_sentence(evaluator: Evaluator) -> None:
+    alone = Evaluator(evaluator.model, DataConfig(mode="sentences"))
+    samples = [alone.sample(words(WORDS), "w3", 200, seed, step=0).split() for seed in range(3)]
+    for seed, sample in enumerate(samples):
+        assert sample.index("<eos>") == len(sample) - 1
+        assert evaluator.sample(words(WORDS), "w3", 200, seed, step=0).split()[: len(sample)] == sample
 
 
 def test_a_score_repeats_bit_for_bit_and_changes_nothing(tmp_path: Path, evaluator: Evaluator) -> None:

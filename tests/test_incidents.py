@@ -90,7 +90,12 @@ def test_bisection_blames_no_lane_where_several_or_none_fail() -> None:
 
 def test_an_incident_comes_back_from_its_folder_as_it_was(tmp_path: Path) -> None:
     made, back = call(written, tmp_path / "step-00000003")
-    assert (made.config, made.drill, made.where, made.kind) == (back.config, back.drill, back.where, back.kind)
+    assert (made.config, made.last.drill, made.where, made.kind) == (
+        back.config,
+        back.last.drill,
+        back.where,
+        back.kind,
+    )
     for one, other in zip(made.steps, back.steps, strict=True):
         assert (one.step, one.position, one.learning_rate) == (other.step, other.position, other.learning_rate)
         assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("inputs", "weights", "reset"))

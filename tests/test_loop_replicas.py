@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import LANES, end_of, events, make_texts, tiny
@@ -44,13 +45,21 @@ def two_workers(config: RunConfig, data: Path, folder: Path, stops: tuple[int | 
     )
 
 
-def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(data: Path, tmp_path: Path) -> None:
+SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"data": SENTENCES, "model": {"peepholes": True}}], ids=["streams", "sentences"]
+)
+def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
+    data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     """Bit for bit, with dropout, lanes that two do not divide, a fault, and a stop that one worker was asked for."""
-    config = tiny(drill=("nan-loss@9",))
+    config = tiny(drill=("nan-loss@9",), **changes)
     one = Call(attempt, config, data, tmp_path / "one", 2)
     stopped = two_workers(config, data, tmp_path / "two", (None, 10))
     assert [told.summary.status for told in stopped] == ["interrupted"] * 2
-    assert stopped[0].summary.steps == stopped[1].summary.steps < 24
+    assert stopped[0].summary.steps == stopped[1].summary.steps < 22
     ended = two_workers(config, data, tmp_path / "two", (None, None))
     wanted = answers([one])[0].summary
     assert [told.summary.state_sha256 for told in ended] == [wanted.state_sha256] * 2

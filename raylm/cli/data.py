@@ -20,12 +20,13 @@ from raylm.cli.progress import ByteProgress
 from raylm.cli.tables import print_facts, print_json, print_table, shown_word
 from raylm.config import RunConfig, Section
 from raylm.data.dataset import Dataset, open_dataset
-from raylm.data.streams import Streams
 from raylm.data.verify import Description, describe, sample_rows, verify_dataset, where
 from raylm.errors import UserError
 from raylm.observe.events import read_events
 from raylm.observe.positions import position_of
 from raylm.observe.run_folder import read_record
+from raylm.training.datasets import open_source
+from raylm.training.topology import Topology
 
 SUMMARY = "Look into a dataset."
 
@@ -140,13 +141,11 @@ def _where(arguments: Sequence[str], program: str, about: str) -> int:
     if place is None:
         raise UserError("name a dataset, or a run with --run, as in: raylm data where data/train --position 0")
     position = _position(command)
-    reader = Streams(
-        open_dataset(place),
-        lanes=command.lanes or config.data.lanes,
-        window=command.window or config.data.window,
-        order=command.order or config.data.order,
-        seed=config.seed if command.seed is None else command.seed,
-    )
+    named = {name: getattr(command, name) for name in ("lanes", "window", "order") if getattr(command, name)}
+    data = config.data.model_copy(update=named)
+    seed = config.seed if command.seed is None else command.seed
+    whole = Topology(0, 1, 1, data.lanes)
+    reader = open_source(config.model_copy(update={"data": data, "seed": seed}), open_dataset(place), whole)
     cursor, readings = reader.at(position), where(reader, position)
     if command.as_json:
         lanes = [asdict(reading) for reading in readings]

@@ -17,14 +17,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from raylm.config import DataConfig
 from raylm.data.cursor import Cursor, check_cursor
 from raylm.data.dataset import Dataset
 from raylm.data.order import Purpose, check_seed, permutation
 from raylm.data.streams import Place, Window
 from raylm.errors import UserError
 
-BUCKETS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
-"""Widths that batches are padded to, in targets."""
+_DEFAULTS = DataConfig()
 
 BAND = 16
 """Batches made at once: one long gather is cheaper than many short ones."""
@@ -52,8 +52,8 @@ class Sentences:
 
     Each batch is a `Window`: its lanes are sentences that all begin with a zero carry, its width the smallest of
     `buckets` that holds the longest of them. A cursor's `parts` are ((pool, batch in the pool),). `pad_rows_to`
-    repeats the last row with weight zero, so that workers with fewer rows have the same shape. Reading is a pure
-    function of the cursor. One thread reads at a time.
+    repeats the last row with weight zero, so that workers with fewer rows (or none) have the same shape. Reading is
+    a pure function of the cursor. One thread reads at a time.
 
     Raises:
         UserError: a bad size, seed, slice or list of buckets, or no row has a target.
@@ -65,8 +65,8 @@ class Sentences:
         *,
         rows: int,
         seed: int,
-        buckets: tuple[int, ...] = BUCKETS,
-        pool_chunks: int = 16,
+        buckets: tuple[int, ...] = _DEFAULTS.buckets,
+        pool_chunks: int = _DEFAULTS.pool_chunks,
         first_row: int = 0,
         stop_row: int | None = None,
         pad_rows_to: int | None = None,
@@ -74,10 +74,12 @@ class Sentences:
         stop_row = rows if stop_row is None else stop_row
         if rows < 1 or pool_chunks < 1:
             raise UserError(f"rows {rows}, pool_chunks {pool_chunks}: each is at least 1")
-        if not 0 <= first_row < stop_row <= rows:
-            raise UserError(f"rows [{first_row}, {stop_row}): expected a part of the {rows} rows, not empty")
-        if pad_rows_to is not None and pad_rows_to < stop_row - first_row:
-            raise UserError(f"cannot pad {stop_row - first_row} rows to {pad_rows_to}")
+        if not 0 <= first_row <= stop_row <= rows:
+            raise UserError(f"rows [{first_row}, {stop_row}): expected a part of the {rows} rows")
+        rows_here = stop_row - first_row
+        padded = rows_here if pad_rows_to is None else pad_rows_to
+        if padded < max(rows_here, 1):
+            raise UserError(f"cannot pad {rows_here} rows to {padded}")
         if not buckets or buckets[0] < 1 or any(wide <= narrow for narrow, wide in pairwise(buckets)):
             raise UserError(f"buckets {list(buckets)}: expected widths from 1 up, each wider than the last")
         if dataset.tokens == dataset.rows:
@@ -88,9 +90,8 @@ class Sentences:
         self._seed = seed
         self._buckets = np.array(buckets)
         self._pool_chunks = pool_chunks
-        slots = np.arange(first_row, stop_row)
-        self._slots = np.pad(slots, (0, (pad_rows_to or len(slots)) - len(slots)), mode="edge")
-        self._rows_here = len(slots)
+        self._slots = np.minimum(np.arange(first_row, first_row + padded), rows - 1)
+        self._rows_here = rows_here
         self._with_targets = np.flatnonzero(dataset.index.tokens > dataset.index.rows)
         self._pool_at: tuple[int, int] | None = None
         self._pool: Pool | None = None

@@ -213,22 +213,41 @@ def where(reader: Positioned, position: int) -> tuple[Reading, ...]:
     """
     if position < 0:
         raise UserError(f"position {position}: positions count from 0")
-    return tuple(_reading(place) for place in reader.places(reader.at(position)) if place.targets)
+    return readings(reader, reader.at(position))
+
+
+def readings(reader: Positioned, cursor: Cursor) -> tuple[Reading, ...]:
+    """What every lane of the global batch reads at a settled cursor; lanes without targets are left out.
+
+    Raises:
+        UserError: a chunk is damaged.
+    """
+    return tuple(_reading(place) for place in reader.places(cursor) if place.targets)
+
+
+def locate(dataset: Dataset, token: int) -> tuple[str, int, int]:
+    """The shard, the chunk and the row of a place of the token stream.
+
+    Raises:
+        UserError: the chunk is damaged.
+    """
+    chunk = dataset.locate(token)
+    within = token - int(dataset.index.token_starts[chunk])
+    row = int(np.searchsorted(dataset.chunk(chunk).row_offsets, within, side="right")) - 1
+    return shard_name(int(dataset.index.shard[chunk])), chunk, int(dataset.index.row_starts[chunk]) + row
 
 
 def _reading(place: Place) -> Reading:
     dataset = place.dataset
-    chunk = dataset.locate(place.first + 1)
-    within = place.first + 1 - int(dataset.index.token_starts[chunk])
-    row = int(np.searchsorted(dataset.chunk(chunk).row_offsets, within, side="right")) - 1
+    shard, chunk, row = locate(dataset, place.first + 1)
     return Reading(
         lane=place.lane,
         dataset_id=dataset.dataset_id,
         first_token=place.first,
         targets=place.targets,
-        shard=shard_name(int(dataset.index.shard[chunk])),
+        shard=shard,
         chunk=chunk,
-        row=int(dataset.index.row_starts[chunk]) + row,
+        row=row,
         text=dataset.vocabulary.decode(dataset.read(place.first, place.first + place.targets + 1)),
     )
 

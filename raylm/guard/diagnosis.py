@@ -23,8 +23,9 @@ class Findings:
 
     problems: what validation says against the batch. reproduced: the step fails in one process too. lane: the one
     without which it is sound. lane_text: what it reads and where that lies. passes: made to find it. first: the first
-    non-finite tensor, and where in it. The others: whether the step is sound with fresh weights, with another window,
-    clipped at `clip`, or with a tenth of the learning rate since the snapshot.
+    non-finite tensor, and where in it. leap: the step before it whose gradient was far too large. The others: whether
+    the step is sound with fresh weights, with another window, clipped at `clip`, or with a tenth of the learning rate
+    since the snapshot.
     """
 
     problems: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class Findings:
     lane_text: str = ""
     passes: int = 0
     first: str = ""
+    leap: str = ""
     fresh_weights_sound: bool | None = None
     other_window_sound: bool | None = None
     clip: float | None = None
@@ -77,7 +79,7 @@ def conclude(findings: Findings, position: int, learning_rate: float) -> Verdict
     without = ("[guard]", f'leave_out = ["{position}:{position + 1}"]')
     if findings.problems:
         more = f" (and {len(findings.problems) - 1} more)" if len(findings.problems) > 1 else ""
-        where = f", which reads {findings.lane_text}" if findings.lane_text else ""
+        where = f"; the lane reads {findings.lane_text}" if findings.lane_text else ""
         return Verdict(
             "DATA",
             f"{findings.problems[0]}{more}{where}",
@@ -103,10 +105,11 @@ def conclude(findings: Findings, position: int, learning_rate: float) -> Verdict
             "the window is left out; look at that text",
             without,
         )
+    exploded = f"the weights exploded; {findings.leap or first}"
     if findings.clipped_sound:
         return Verdict(
             "OPTIMISATION",
-            f"the weights exploded; {first}",
+            exploded,
             f"with the gradient clipped at {findings.clip:g} since the snapshot",
             "clip as suggested.toml says",
             ("[optimizer]", f"clip_norm = {findings.clip:g}"),
@@ -114,7 +117,7 @@ def conclude(findings: Findings, position: int, learning_rate: float) -> Verdict
     if findings.slower_sound:
         return Verdict(
             "OPTIMISATION",
-            f"the weights exploded; {first}",
+            exploded,
             "at a tenth of the learning rate since the snapshot",
             "lower the learning rate as suggested.toml says",
             ("[schedule]", f"learning_rate = {learning_rate / 10:g}"),

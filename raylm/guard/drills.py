@@ -40,6 +40,7 @@ KINDS: dict[str, str] = {
     f"{value}-{site}": f"{text} becomes {number}" for site, text in SITES.items() for value, number in VALUES.items()
 } | {
     "bad-id": "an id outside the vocabulary in a lane of the batch",
+    "explosion": "the gradient is a million times as large, and finite, as where the loss falls off a cliff",
     "no-target": "a batch without a target, divided by their number as a naive mean does (0/0)",
     "kill-worker": "the last worker is killed (SIGKILL) before the step",
     "stop-worker": "the last worker is stopped (SIGSTOP) before the step; guard.step_timeout ends the wait",
@@ -119,8 +120,11 @@ def _parse(text: str) -> Drill:
 def due(drills: Iterable[Drill], step: int, position: int, fired: Iterable[str]) -> Drill | None:
     """The drill to inject into the update after `step` others, on window `position`; one that is not sticky strikes
     only where it did not before."""
-    return next((drill for drill in drills if _is_due(drill, step, position, fired)), None)
+    drills = tuple(drills)
+    once = (drill for drill in drills if not drill.sticky and drill.step == step and str(drill) not in fired)
+    return next(once, None) or sticky_at(drills, position)
 
 
-def _is_due(drill: Drill, step: int, position: int, fired: Iterable[str]) -> bool:
-    return drill.step == position if drill.sticky else drill.step == step and str(drill) not in fired
+def sticky_at(drills: Iterable[Drill], position: int) -> Drill | None:
+    """The drill that strikes window `position` whenever it is read."""
+    return next((drill for drill in drills if drill.sticky and drill.step == position), None)

@@ -5,7 +5,9 @@ reads the same all-reduced outcome, so every rank decides alike.
 
 A fault is computed again once from the last snapshot, nothing left out: finite now, it was transient. Else its
 window is left out. Where faults go on nearby, the guard goes back twice as far each time (1, 2, 4 … snapshots),
-leaves out twice as many windows and slows the learning rate down. Past its budget it ends the run.
+leaves out twice as many windows and slows the learning rate down. Where spikes go on, an update before them spoiled
+the weights: then every window since the snapshot is left out, as Chowdhery et al. (2022, arXiv:2204.02311, section 5.1)
+do. Past its budget it ends the run.
 """
 
 from __future__ import annotations
@@ -106,8 +108,9 @@ def judge(
     to = snapshots[-1]
     if again:
         width = 2 ** (level - 1)
-        left_out = (outcome.position, outcome.position + width)
         to = snapshots[-min(width, len(snapshots))]
+        first = to if kind == "spike" and level > 1 else outcome.position
+        left_out = (first, outcome.position + width)
         ledger = ledger.leave_out(*left_out)
         if level > 1 and policy.backoff < 1:
             ledger = ledger.slow_down(to, policy.backoff)

@@ -1,11 +1,12 @@
-"""What a run trains and is evaluated on, and the lanes of it that a worker reads."""
+"""What a run trains and is evaluated on, and how it is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylm.config import RunConfig
+from raylm.config import DataConfig, RunConfig
 from raylm.data.dataset import Dataset
+from raylm.data.sentences import Sentences
 from raylm.data.streams import Streams
 from raylm.training.topology import Topology
 
@@ -20,19 +21,48 @@ class Datasets:
     test: Dataset
 
 
-def open_streams(config: RunConfig, dataset: Dataset, topology: Topology) -> Streams:
-    """The lanes of a worker, with those that pad them.
+EVALUATION_WINDOW = 256
+"""Time steps of a window in evaluation, which only bounds memory: the carry makes the result independent of it."""
+
+EVALUATION_SENTENCES = 16
+"""Sentences read at once in evaluation; no one's result depends on the others."""
+
+Source = Streams | Sentences
+"""What windows are read from, by a cursor."""
+
+
+def open_source(config: RunConfig, dataset: Dataset, topology: Topology) -> Source:
+    """The lanes of a worker, or its sentences of each batch, with those that pad them.
 
     Raises:
-        UserError: the data cannot be cut into so many lanes.
+        UserError: the data cannot be cut so.
     """
+    data = config.data
+    if data.mode == "sentences":
+        return Sentences(
+            dataset,
+            rows=data.lanes,
+            seed=config.seed,
+            buckets=data.buckets,
+            pool_chunks=data.pool_chunks,
+            first_row=topology.first_lane,
+            stop_row=topology.stop_lane,
+            pad_rows_to=topology.padded_lanes,
+        )
     return Streams(
         dataset,
-        lanes=config.data.lanes,
-        window=config.data.window,
+        lanes=data.lanes,
+        window=data.window,
         seed=config.seed,
-        order=config.data.order,
+        order=data.order,
         first_lane=topology.first_lane,
         stop_lane=topology.stop_lane,
         pad_lanes_to=topology.padded_lanes,
     )
+
+
+def open_evaluation(data: DataConfig, dataset: Dataset) -> Source:
+    """A whole dataset as it is evaluated: one lane, or sentence by sentence; its first epoch is the whole."""
+    if data.mode == "sentences":
+        return Sentences(dataset, rows=EVALUATION_SENTENCES, seed=0, buckets=data.buckets)
+    return Streams(dataset, lanes=1, window=EVALUATION_WINDOW, seed=0)

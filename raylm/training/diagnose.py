@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy as np
 from raylm.guard.diagnosis import Findings, Verdict, bisect_lanes, conclude
 from raylm.model.types import Tensor
 from raylm.training.incident import Incident, validate
-from raylm.training.probe import Probe
+from raylm.training.probe import Probe, Result
 
 GATES = ("input", "forget", "output", "candidate")
+_LEAP = 100.0  # times the usual norm
 _SPIKE_SHARE = 0.9  # of a spike's loss that counts as the spike again
 
 Trace = tuple[dict[str, Any], ...]
@@ -28,16 +30,18 @@ def diagnose(incident: Incident, out_of_time: Callable[[], bool] = lambda: False
 
 
 def _findings(incident: Incident, out_of_time: Callable[[], bool]) -> tuple[Findings, Trace]:
-    problems, lane = validate(incident.last, incident.vocabulary)
+    problems, place = validate(incident.last, incident.vocabulary)
     if problems:
+        lane = None if place is None else place.lane
         return Findings(problems, lane=lane, lane_text=_where(incident, lane), first="the batch"), ()
     probe = Probe(incident)
-    if not _to_last_step(probe, out_of_time):
+    results: list[Result] = []
+    if not _to_last_step(probe, out_of_time, results.append):
         return Findings(), ()
     trace = trace_step(probe)
     if _is_sound(probe):
         return Findings(reproduced=False), trace
-    known: dict[str, Any] = {"reproduced": True, "first": first_non_finite(trace)}
+    known: dict[str, Any] = {"reproduced": True, "first": first_non_finite(trace), "leap": _leap(results)}
     if incident.kind == "non-finite":
         lanes = np.flatnonzero(incident.last.weights.any(axis=1)).tolist()
         lane, passes = bisect_lanes(lanes, lambda some: not probe.step(incident.last, lanes=some, update=False).finite)
@@ -108,10 +112,32 @@ def _place(name: str, index: list[int], shape: tuple[int, ...], first_lane: int,
     return f" at {index}" if index else ""
 
 
-def _to_last_step(probe: Probe, out_of_time: Callable[[], bool]) -> bool:
+def _to_last_step(
+    probe: Probe, out_of_time: Callable[[], bool], tell: Callable[[Result], None] = lambda result: None
+) -> bool:
     """Computes all steps but the last; False where there was no time, or one of them failed."""
     probe.to_snapshot()
-    return all(not out_of_time() and probe.step(recorded).finite for recorded in probe.incident.steps[:-1])
+    for recorded in probe.incident.steps[:-1]:
+        if out_of_time():
+            return False
+        result = probe.step(recorded)
+        tell(result)
+        if not result.finite:
+            return False
+    return True
+
+
+def _leap(results: Sequence[Result]) -> str:
+    """The first step whose gradient was far larger than the others', in words; empty where there is none."""
+    if not results:
+        return ""
+    usual = median_low(result.norm for result in results)
+    leapt = next((result for result in results if result.norm > _LEAP * usual), None)
+    if leapt is None:
+        return ""
+    return (
+        f"the gradient's norm leapt from {usual:.2g} to {leapt.norm:.2g} at step {leapt.step}, window {leapt.position}"
+    )
 
 
 def _is_sound(probe: Probe) -> bool:

@@ -30,13 +30,14 @@ from raylm.guard.judge import Outcome
 from raylm.observe.events import finite_json
 
 FOLDER = "incidents"
+_ARRAYS = ("inputs", "targets", "weights", "reset")
 
 
 @dataclass(frozen=True)
 class RecordedStep:
     """One window of all lanes, replica after replica, and what its update was made with.
 
-    step: updates before it. Arrays [lanes, T]; reset [lanes].
+    step: updates before it. Arrays [lanes, T]; reset [lanes]. drill: what struck it.
     """
 
     step: int
@@ -47,11 +48,12 @@ class RecordedStep:
     targets: np.ndarray
     weights: np.ndarray
     reset: np.ndarray
+    drill: Drill | None = None
 
 
 @dataclass(frozen=True)
 class Incident:
-    """What a folder holds. steps: the last one failed. shares: replicas of all workers. drill: struck the last step.
+    """What a folder holds. steps: the last one failed. shares: replicas of all workers.
 
     where: what each lane of the last window reads, and where that lies.
     """
@@ -62,7 +64,6 @@ class Incident:
     kind: str
     reason: str
     loss: float
-    drill: Drill | None
     where: tuple[str, ...]
     snapshot: Snapshot
     steps: tuple[RecordedStep, ...]
@@ -85,9 +86,7 @@ def write_incident(folder: Path, incident: Incident, outcome: Outcome) -> None:
     config = incident.config.model_dump(mode="json")
     write_checkpoint(folder / "state", incident.snapshot, config, str(incident.snapshot.cursor["dataset_id"]), 0.0)
     arrays = {
-        f"{number:04d}/{name}": getattr(step, name)
-        for number, step in enumerate(incident.steps)
-        for name in ("inputs", "targets", "weights", "reset")
+        f"{number:04d}/{name}": getattr(step, name) for number, step in enumerate(incident.steps) for name in _ARRAYS
     }
     with (folder / "batches.safetensors").open("wb") as file:
         file.writelines(tensors.encode(arrays))
@@ -95,9 +94,11 @@ def write_incident(folder: Path, incident: Incident, outcome: Outcome) -> None:
         "config": config,
         "vocabulary": incident.vocabulary,
         "shares": incident.shares,
-        "drill": None if incident.drill is None else str(incident.drill),
         "where": list(incident.where),
-        "steps": [[step.step, step.position, step.epoch, step.learning_rate] for step in incident.steps],
+        "steps": [
+            [step.step, step.position, step.epoch, step.learning_rate, None if step.drill is None else str(step.drill)]
+            for step in incident.steps
+        ],
     }
     _write(folder / "config.json", how)
     facts = {"kind": incident.kind, "reason": incident.reason, **asdict(outcome)}
@@ -138,12 +139,7 @@ def read_incident(folder: Path) -> Incident:
     batches = folder / "batches.safetensors"
     try:
         arrays = tensors.decode(batches.read_bytes())
-        steps = tuple(
-            RecordedStep(
-                *facts, *(arrays[f"{number:04d}/{name}"] for name in ("inputs", "targets", "weights", "reset"))
-            )
-            for number, facts in enumerate(how["steps"])
-        )
+        steps = tuple(_recorded_step(number, facts, arrays) for number, facts in enumerate(how["steps"]))
         return Incident(
             config=RunConfig.model_validate_json(json.dumps(how["config"])),
             vocabulary=int(how["vocabulary"]),
@@ -151,7 +147,6 @@ def read_incident(folder: Path) -> Incident:
             kind=str(fault["fault"]["kind"]),
             reason=str(fault["fault"]["reason"]),
             loss=float(fault["fault"]["loss"]),
-            drill=None if how["drill"] is None else parse_drills([how["drill"]])[0],
             where=tuple(how["where"]),
             snapshot=snapshot,
             steps=steps,
@@ -162,20 +157,35 @@ def read_incident(folder: Path) -> Incident:
         raise UserError(f"{folder} is damaged, or of another raylm ({error!r})") from None
 
 
-def validate(step: RecordedStep, vocabulary: int) -> tuple[tuple[str, ...], int | None]:
-    """What is wrong with a batch, one line each, and the lane of the first."""
-    problems, lane = [], None
-    for name in ("inputs", "targets"):
+def _recorded_step(number: int, facts: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> RecordedStep:
+    step, position, epoch, rate, drill = facts
+    inputs, targets, weights, reset = (arrays[f"{number:04d}/{name}"] for name in _ARRAYS)
+    struck = None if drill is None else parse_drills([drill])[0]
+    return RecordedStep(step, position, epoch, rate, inputs, targets, weights, reset, struck)
+
+
+@dataclass(frozen=True)
+class Place:
+    """An id of a batch: its lane, and how many tokens after the first that the lane reads."""
+
+    lane: int
+    token: int
+
+
+def validate(step: RecordedStep, vocabulary: int) -> tuple[tuple[str, ...], Place | None]:
+    """What is wrong with a batch, one line each, and where the first id is that is none."""
+    problems, first = [], None
+    for ahead, name in enumerate(("inputs", "targets")):
         ids = getattr(step, name)
-        for row, time in np.argwhere((ids < 0) | (ids >= vocabulary)).tolist():
-            lane = row if lane is None else lane
+        for lane, time in np.argwhere((ids < 0) | (ids >= vocabulary)).tolist():
+            first = first or Place(lane, time + ahead)
             problems.append(
-                f"id {ids[row, time]} in the {name} of lane {row} at time {time} is outside the vocabulary of "
-                f"{vocabulary}"
+                f"id {ids[lane, time]} in the {name} of lane {lane} at time {time} of window {step.position} is "
+                f"outside the vocabulary of {vocabulary}"
             )
     if not step.weights.any():
-        problems.append("no row of the batch has a target, so a mean over targets is 0/0")
-    return tuple(problems), lane
+        problems.append(f"no row of window {step.position} has a target, so a mean over its targets is 0/0")
+    return tuple(problems), first
 
 
 def _position(folder: Path) -> int | None:

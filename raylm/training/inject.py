@@ -19,7 +19,8 @@ from raylm.guard.drills import SITES, STATE_SITES, Drill
 from raylm.model.types import Tensor, Touch
 from raylm.training.state import Replicas
 
-_CODES = {site: code for code, site in enumerate((*SITES, "no-target"), start=1)}
+_CODES = {site: code for code, site in enumerate((*SITES, "no-target", "explosion"), start=1)}
+_EXPLOSION = 1e6  # times as large: Adam's slots, squares, stay finite
 _TENSORS = {"embedding": "embedding", "layer0/outputs": "hidden", "logits": "logits", "loss": "loss"}
 _GRADIENTS = {"embedding": "embedding-gradient", "lstm0/recurrent": "recurrent-gradient", "softmax/bias": "gradient"}
 
@@ -69,9 +70,11 @@ def touch_of(strike: Strike, replica: Tensor, first_lane: Tensor, weights_BT: Te
 
 def struck_gradient(strike: Strike, replica: Tensor, name: str, gradient: Tensor) -> Tensor:
     """The gradient of the weight `name`, all of it struck where the strike is for it."""
+    here = (strike.replica < 0) | (strike.replica == replica)
+    exploded = here & (strike.site == _CODES["explosion"])
+    gradient = tf.where(exploded, _EXPLOSION * gradient, gradient)
     if name not in _GRADIENTS:
         return gradient
-    here = (strike.replica < 0) | (strike.replica == replica)
     return tf.where(here & (strike.site == _CODES[_GRADIENTS[name]]), strike.value, gradient)
 
 
@@ -89,7 +92,7 @@ def struck_batch(
     lane = (drill.lane or 0) - first_lane if drill is not None else -1
     if drill is not None and drill.kind == "bad-id" and 0 <= lane < len(inputs):
         inputs = inputs.copy()
-        inputs[lane, inputs.shape[1] // 2] = vocabulary + 7
+        inputs[lane, np.count_nonzero(weights[lane]) // 2] = vocabulary + 7
     return inputs, weights
 
 

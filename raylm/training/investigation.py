@@ -13,21 +13,22 @@ import tensorflow as tf
 from raylm.checkpoint.snapshot import Snapshot
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
-from raylm.data.streams import Streams
-from raylm.data.verify import where
+from raylm.data.verify import locate, readings
 from raylm.errors import UserError
 from raylm.guard.diagnosis import TRANSIENT, Findings
-from raylm.guard.drills import Drill
+from raylm.guard.drills import Drill, parse_drills, sticky_at
 from raylm.guard.judge import Outcome
 from raylm.guard.ledger import Ledger
 from raylm.guard.memory import Incident as OpenIncident
 from raylm.optim.schedules import learning_rate
+from raylm.training.datasets import Source
 from raylm.training.diagnose import diagnose
 from raylm.training.incident import (
     Incident,
     RecordedStep,
     incident_folder,
     read_incident,
+    validate,
     write_incident,
     write_verdict,
 )
@@ -45,13 +46,13 @@ class Investigation:
         self,
         config: RunConfig,
         topology: Topology,
-        streams: Streams,
+        source: Source,
         record: Recorder,
         run_folder: Path,
         total_steps: int,
     ) -> None:
-        """streams: of all lanes, with those that pad them on `topology`."""
-        self.config, self.topology, self.streams = config, topology, streams
+        """source: of all lanes, with those that pad them on `topology`."""
+        self.config, self.topology, self.source = config, topology, source
         self.record, self.run_folder, self.total_steps = record, run_folder, total_steps
 
     def open(
@@ -59,14 +60,9 @@ class Investigation:
     ) -> None:
         """Writes the folder of a fault that is about to be computed again from `snapshot`."""
         folder = incident_folder(self.run_folder, outcome.step, outcome.position)
-        vocabulary = len(self.streams.dataset.vocabulary)
+        vocabulary = len(self.source.dataset.vocabulary)
         try:
-            steps = self._steps(snapshot, outcome, drill, vocabulary)
-            lanes = {
-                reading.lane: f"{reading.text!r} (shard {reading.shard}, chunk {reading.chunk}, row {reading.row}, "
-                f"token {reading.first_token})"
-                for reading in where(self.streams, outcome.position)
-            }
+            steps, last = self._steps(snapshot, outcome, drill, vocabulary)
             recorded = Incident(
                 config=self.config,
                 vocabulary=vocabulary,
@@ -74,8 +70,7 @@ class Investigation:
                 kind=incident.kind,
                 reason=reason,
                 loss=outcome.loss,
-                drill=drill,
-                where=tuple(lanes.get(lane, "nothing") for lane in range(self.topology.lanes)),
+                where=self._where(last, steps[-1], vocabulary),
                 snapshot=snapshot,
                 steps=steps,
             )
@@ -105,20 +100,36 @@ class Investigation:
         else:
             self.record.verdict(incident.step, incident.position, verdict, folder)
 
+    def _where(self, cursor: Cursor, step: RecordedStep, vocabulary: int) -> tuple[str, ...]:
+        """What each lane of a window reads, and where: the token whose id is none, else the first."""
+        bad = validate(step, vocabulary)[1]
+        lanes = {}
+        for reading in readings(self.source, cursor):
+            token, place = reading.first_token, (reading.shard, reading.chunk, reading.row)
+            if bad is not None and bad.lane == reading.lane and bad.token <= reading.targets:
+                token += bad.token
+                place = locate(self.source.dataset, token)
+            shard, chunk, row = place
+            lanes[reading.lane] = f"{reading.text!r} (shard {shard}, chunk {chunk}, row {row}, token {token})"
+        return tuple(lanes.get(lane, "nothing") for lane in range(self.topology.lanes))
+
     def _steps(
         self, snapshot: Snapshot, outcome: Outcome, drill: Drill | None, vocabulary: int
-    ) -> tuple[RecordedStep, ...]:
-        """Every window from the snapshot to the fault's, as the device saw it."""
+    ) -> tuple[tuple[RecordedStep, ...], Cursor]:
+        """Every window from the snapshot to the fault's, as the device saw it, and the cursor of the last."""
+        drills = parse_drills(self.config.drill)
         steps: list[RecordedStep] = []
         step, cursor = snapshot.step, Cursor.from_json(snapshot.cursor)
         while not steps or steps[-1].position < outcome.position:
-            window, after = self.streams.read(cursor)
+            window, after = self.source.read(cursor)
             position, epoch = window.cursor.position, window.cursor.epoch
-            struck = drill if position == outcome.position else None
+            struck = drill if position == outcome.position else sticky_at(drills, position)
             inputs, weights = struck_batch(struck, window.inputs, window.weights, 0, vocabulary)
             rate = learning_rate(self.config.schedule, step, epoch, self.total_steps)
             rate *= Ledger.from_json(snapshot.ledger).rate_factor(position, self.config.guard.recovery)
-            arrays = (array.copy() for array in (inputs, window.targets, weights, window.reset_lanes))
-            steps.append(RecordedStep(step, position, epoch, rate, *arrays))
+            targets, reset = window.targets.copy(), window.reset_lanes.copy()
+            steps.append(
+                RecordedStep(step, position, epoch, rate, inputs.copy(), targets, weights.copy(), reset, struck)
+            )
             step, cursor = step + 1, after
-        return tuple(steps)
+        return tuple(steps), window.cursor

@@ -25,7 +25,7 @@ from raylm.guard.ledger import Ledger
 from raylm.guard.watchdog import Watchdog
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
-from raylm.training.datasets import Datasets, open_streams
+from raylm.training.datasets import Datasets, open_source
 from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.inject import strike_of, strike_process, strike_state, struck_batch
@@ -99,38 +99,36 @@ class _Run:
         self.config, self.datasets, self.topology, self.outside = config, datasets, topology, outside
         self.run_folder, self.watchdog = run_folder, watchdog
         self.drills = parse_drills(config.drill)
-        self.streams = open_streams(config, datasets.train, topology)
-        self.total_steps = config.steps or sum(map(self.streams.windows_per_epoch, range(config.epochs)))
+        self.source = open_source(config, datasets.train, topology)
+        self.total_steps = config.steps or sum(map(self.source.windows_per_epoch, range(config.epochs)))
         self.record = Recorder(config, run_folder, topology.rank, outside.publish)
         self.sent: deque[_Sent] = deque()
         self.compiled = False
         self.record.wait("building the model")
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
         self.step = compile_step(self.replicas, config)
-        self.evaluator = Evaluator(self.replicas.model)
+        self.evaluator = Evaluator(self.replicas.model, config.data)
         whole = replace(topology, rank=0, workers=1, replicas=topology.workers * topology.replicas)
-        all_lanes = open_streams(config, datasets.train, whole)
+        all_lanes = open_source(config, datasets.train, whole)
         investigation = Investigation(config, whole, all_lanes, self.record, run_folder, self.total_steps)
         store = CheckpointStore(run_folder / "checkpoints")
         self.saver = Saver(config, self.replicas, store, self.record, datasets.train.dataset_id)
-        self.recovery = Recovery(
-            config, self.replicas, self.streams, investigation, self.record, self.saver, run_folder
-        )
+        self.recovery = Recovery(config, self.replicas, self.source, investigation, self.record, self.saver, run_folder)
         self.state = self._begin()
-        self.reader = Reader(open_streams(config, datasets.train, topology), self.state.cursor)
+        self.reader = Reader(open_source(config, datasets.train, topology), self.state.cursor)
 
     def _begin(self) -> State:
         """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
         newest, saved = self.saver.load_newest(), None
         if newest is None:
-            self.state = State(0, self.streams.start(), Ledger(), fresh_carry(self.replicas))
+            self.state = State(0, self.source.start(), Ledger(), fresh_carry(self.replicas))
         else:
             snapshot, manifest = newest
             self.state = restore(self.replicas, snapshot)
             cursor = self.state.cursor
-            self.streams.check(cursor)
+            self.source.check(cursor)
             windows = self.total_steps - (snapshot.step if self.config.steps else cursor.position)
-            self.record.resume(self.saver.newest, manifest.config, snapshot, cursor, tokens_of(self.streams, windows))
+            self.record.resume(self.saver.newest, manifest.config, snapshot, cursor, tokens_of(self.source, windows))
             saved = snapshot.extra.get("guard")
         self.state = self.recovery.begin(self.state, saved)
         facts = {

@@ -22,7 +22,7 @@ from raylm.optim.optimizers import make_optimizer
 from raylm.training.incident import Incident, RecordedStep
 from raylm.training.inject import strike_of, touch_of
 from raylm.training.state import assign_all
-from raylm.training.step import Batch, Control, Share, apply_gated, share_of_step
+from raylm.training.step import Batch, Control, Share, any_width, apply_gated, share_of_step
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Probe:
         self.model = LanguageModel(config.model, incident.vocabulary, config.seed)
         self.optimizer = make_optimizer(config.optimizer, self.model.weights)
         self.lanes_each = len(incident.last.inputs) // incident.shares
-        self.drill = incident.drill if _comes_again(incident.drill) else None
+        self.drilled = any(_comes_again(step.drill) for step in incident.steps)
         self._share = tf.function(self._share_eagerly)
         self.vary()
 
@@ -88,11 +88,13 @@ class Probe:
 
     def step(self, recorded: RecordedStep, lanes: Sequence[int] | None = None, update: bool = True) -> Result:
         """Computes a step, and unless `update` is false makes it. lanes: the only ones that read; the others are made
-        empty, of weight zero. The incident's drill strikes its last step."""
+        empty, of weight zero."""
         control = self.control(recorded)
+        batches = [self.batch(recorded, share, lanes) for share in range(self.incident.shares)]
+        if self.incident.config.data.mode == "sentences" and not self._share.experimental_get_tracing_count():
+            self._share.get_concrete_function(any_width(batches[0]), self.carry[0], control, tf.constant(0))
         shares = [
-            self._share(self.batch(recorded, share, lanes), self.carry[share], control, tf.constant(share))
-            for share in range(self.incident.shares)
+            self._share(batch, self.carry[share], control, tf.constant(share)) for share, batch in enumerate(batches)
         ]
         columns = zip(*([one.scalars, *one.gradients] for one in shares), strict=True)
         scalars, *gradients = map(_sum, columns)
@@ -115,13 +117,13 @@ class Probe:
 
     def control(self, recorded: RecordedStep) -> Control:
         """What the host said of a step."""
-        drill = self.drill if recorded is self.incident.last else None
+        drill = recorded.drill if _comes_again(recorded.drill) else None
         rate = self.rate_factor * recorded.learning_rate
         return Control(
             tf.constant(recorded.position, tf.int32),
             tf.constant(rate, tf.float32),
             tf.constant(0.0),
-            None if self.drill is None else strike_of(drill),
+            strike_of(drill) if self.drilled else None,
         )
 
     def batch(self, recorded: RecordedStep, share: int, lanes: Sequence[int] | None = None) -> Batch:

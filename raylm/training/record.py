@@ -18,13 +18,13 @@ from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.data.dataset import Dataset
 from raylm.data.floors import bigram_nats, unigram_entropy
-from raylm.data.streams import Streams
 from raylm.guard.diagnosis import Verdict
 from raylm.guard.judge import Outcome, RollBack
 from raylm.observe.events import EventLog, read_events, validation_losses
 from raylm.observe.migration import differences
 from raylm.observe.summary import Summary, steady_rate, write_summary
 from raylm.observe.tensorboard import TensorBoardLog
+from raylm.training.datasets import Source
 from raylm.training.evaluate import Score, perplexity
 
 
@@ -275,6 +275,6 @@ def _left_out(first: int, last: int) -> str:
     return f"window {first} is left out" if last == first + 1 else f"windows {first} to {last - 1} are left out"
 
 
-def tokens_of(streams: Streams, windows: int) -> int:
+def tokens_of(source: Source, windows: int) -> int:
     """About: so many windows' share of the first epoch."""
-    return max(0, windows) * streams.targets_per_epoch // streams.windows_per_epoch(0)
+    return max(0, windows) * source.targets_per_epoch // source.windows_per_epoch(0)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from raylm.config import RunConfig
-from raylm.data.streams import Streams
 from raylm.errors import UserError
 from raylm.guard.drills import Drill
 from raylm.guard.judge import Abort, Outcome, Proceed, RollBack, judge
 from raylm.guard.ledger import configured
 from raylm.guard.memory import Journal, Memory, read_journal, write_journal
 from raylm.guard.ring import Ring
+from raylm.training.datasets import Source
 from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
 from raylm.training.saving import Saver
@@ -36,13 +36,13 @@ class Recovery:
         self,
         config: RunConfig,
         replicas: Replicas,
-        streams: Streams,
+        source: Source,
         investigation: Investigation,
         record: Recorder,
         saver: Saver,
         run_folder: Path,
     ) -> None:
-        self.config, self.policy, self.replicas, self.streams = config, config.guard, replicas, streams
+        self.config, self.policy, self.replicas, self.source = config, config.guard, replicas, source
         self.investigation = investigation
         self.record, self.saver, self.run_folder = record, saver, run_folder
         self.uniform_nats = math.log(replicas.model.vocabulary)
@@ -72,7 +72,7 @@ class Recovery:
         incident = self.memory.incident
         if incident is not None and state.cursor.position > incident.over_at:
             self.memory = replace(self.memory, incident=None)
-        state.cursor = self.streams.settle(state.ledger.apply(state.cursor))
+        state.cursor = self.source.settle(state.ledger.apply(state.cursor))
         self.snapshot(state)
         return state
 
@@ -121,8 +121,9 @@ class Recovery:
         self.record.incident(outcome, decision.reason)
         before = self.memory.incident
         slowed = decision.ledger.slow_downs != state.ledger.slow_downs
-        # Where it is, what was saved since the snapshot was computed at another learning rate.
-        self.saver.back_to(self.ring.at(decision.to).state.step, set_aside=slowed)
+        unread = decision.left_out is not None and decision.left_out[0] < outcome.position
+        # Then what was saved since the snapshot was computed at another learning rate, or with what is left out now.
+        self.saver.back_to(self.ring.at(decision.to).state.step, set_aside=slowed or unread)
         if self.record.writes:
             self._write_journal(Journal(decision.ledger, decision.memory, state.drills))
         if decision.left_out is not None and before is not None and self.record.writes:
@@ -136,7 +137,7 @@ class Recovery:
             if self.record.writes and decision.memory.incident is not None:
                 self.investigation.open(outcome, decision.memory.incident, decision.reason, snapshot, drill)
         back.ledger, back.drills = decision.ledger, state.drills
-        back.cursor = self.streams.settle(decision.ledger.apply(back.cursor))
+        back.cursor = self.source.settle(decision.ledger.apply(back.cursor))
         back.epochs_evaluated = min(state.epochs_evaluated, back.cursor.epoch)
         factor = self.learning_rate_factor(back, back.cursor.position)
         self.record.rollback(outcome, back.step, accounts, decision, factor)

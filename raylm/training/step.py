@@ -161,7 +161,24 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
         results, next_carry = strategy.run(replica_step, args=(batch, carry, control))
         return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results), next_carry
 
-    return step  # type: ignore[no-any-return]
+    return step if config.data.mode == "stream" else _traced_once(step)
+
+
+def _traced_once(step: Any) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
+    """One trace for batches of every width; by itself each width would be traced anew, and which of them first depends
+    on where a run was resumed."""
+
+    def of_any_width(batch: Batch, carry: Any, control: Control) -> tuple[StepResult, Any]:
+        if not step.experimental_get_tracing_count():
+            step.get_concrete_function(any_width(batch), carry, control)
+        return step(batch, carry, control)  # type: ignore[no-any-return]
+
+    return of_any_width
+
+
+def any_width(batch: Batch) -> Batch:
+    """What batches of a batch's lanes have in common, whatever their width."""
+    return Batch(*(tf.TensorSpec([part.shape[0], *[None] * (part.shape.rank - 1)], part.dtype) for part in batch))
 
 
 def _known(ids: Tensor, model: LanguageModel) -> Tensor:
