@@ -32,6 +32,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "watch": "the live view of a run, from another terminal: raylm watch RUN",
     },
     "Look after": {
+        "report": "a run's curves, incidents and samples as one page: raylm report RUN",
+        "compare": "what differs between runs, then their results: raylm compare RUN RUN",
         "explain": "say what printed numbers mean: raylm explain --vocab 10000 --loss 0=9.2 100=496.8",
         "checkpoints": "list, verify or prune a run's checkpoints: raylm checkpoints RUN",
         "replay": "compute a step that failed again: raylm replay RUN/incidents/step-N",
