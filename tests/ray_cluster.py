@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,6 +77,23 @@ class Cluster:
         node.identity = next(identity for identity in self.alive() if identity not in before)  # type: ignore[attr-defined]
         return node
 
+    def worker(self, name: str, rank: int) -> int:
+        """The process of a worker, known by where it writes its log."""
+        log = str((self.folder / "runs" / name).resolve() / "logs" / f"worker-{rank}.log")
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdecimal() and os.readlink(entry / "fd" / "1") == log:
+                    return int(entry.name)
+            except OSError:
+                continue
+        raise ProcessLookupError(f"no process writes {log}")
+
+    def kill_worker(self, name: str, rank: int) -> None:
+        """And waits until it is gone, so that it is not taken for the next one."""
+        process = self.worker(name, rank)
+        os.kill(process, signal.SIGKILL)
+        self.wait(lambda: not _is_alive(process), f"process {process} does not end")
+
     def node_with(self, process: int) -> subprocess.Popen[str]:
         """The node that a worker's process belongs to."""
         return next(node for node in self.nodes if process in _descendants(node.pid))
@@ -128,6 +146,15 @@ class Cluster:
             stdin=subprocess.DEVNULL,
         )
 
+    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit`, once the dashboard and its agent are up, which takes some seconds more than the head."""
+        for _ in range(60):
+            done = self.run("ray", "job", "submit", *words, RAY_ADDRESS=self.dashboard)
+            if not re.search("No available agent|Connection refused|Failed to connect", done.stdout + done.stderr):
+                break
+            time.sleep(1)
+        return done
+
     def train(self, name: str, *options: str) -> tuple[str, ...]:
         """The command line of a tiny run."""
         place = ("--corpus", str(self.folder / "text"), "--storage-path", str(self.folder / "runs"), "--name", name)
@@ -159,21 +186,8 @@ class Cluster:
 
     def close(self) -> None:
         for node in reversed(self.nodes):
-            node.send_signal(signal.SIGTERM)
-            node.wait(60)
+            self.kill_node(node)
         self._temporary.cleanup()
-
-
-def worker_process(run: Path, rank: int) -> int:
-    """The process of a worker, known by where it writes its log."""
-    log = str(run.resolve() / "logs" / f"worker-{rank}.log")
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and os.readlink(entry / "fd" / "1") == log:
-                return int(entry.name)
-        except OSError:
-            continue
-    raise ProcessLookupError(f"no process writes {log}")
 
 
 def _descendants(process: int) -> list[int]:
@@ -183,6 +197,13 @@ def _descendants(process: int) -> list[int]:
     except OSError:
         return []
     return [identity for child in found for identity in (*_descendants(child), child)]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _kill(process: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_cluster import ENDLESS, Cluster, worker_process
+from ray_cluster import ENDLESS, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
@@ -31,7 +31,7 @@ def test_an_elastic_run_shrinks_when_a_node_dies_grows_when_one_comes_and_ends_o
     cluster.wait_for("elastic", "checkpoint", 3)
     assert cluster.events("elastic", "start")[0]["workers"] == 2
     saved = cluster.events("elastic", "checkpoint")[-1]["step"]
-    cluster.kill_node(cluster.node_with(worker_process(folder(cluster, "elastic"), 1)))
+    cluster.kill_node(cluster.node_with(cluster.worker("elastic", 1)))
     shrunk = cluster.wait_for("elastic", "resize")
     assert (shrunk["workers_before"], shrunk["workers"]) == (2, 1)
     assert shrunk["step"] >= saved
@@ -57,12 +57,12 @@ def test_a_drained_node_is_left_without_a_lost_step_and_where_no_other_is_the_ru
     spare = cluster.add_node(1)
     run = cluster.start(*cluster.train("drained", "--workers", "2", *ENDLESS, "--cluster.wait-for-room", "1"))
     cluster.wait_for("drained", "step", 5)
-    cluster.drain(cluster.node_with(worker_process(folder(cluster, "drained"), 1)))
+    cluster.drain(cluster.node_with(cluster.worker("drained", 1)))
     resumed = cluster.wait_for("drained", "resume")
     stopped = cluster.events("drained", "end")[-1]
     assert (stopped["status"], stopped["step"]) == ("interrupted", resumed["step"])
     cluster.wait_for("drained", "step", len(cluster.events("drained", "step")) + 5)
-    cluster.drain(cluster.node_with(worker_process(folder(cluster, "drained"), 1)))
+    cluster.drain(cluster.node_with(cluster.worker("drained", 1)))
     assert run.wait(60) == 128 + signal.SIGTERM
     output = run.output.read_text()
     assert "nodes are gone: room for 1 of 2 workers" in output
@@ -73,3 +73,38 @@ def test_a_drained_node_is_left_without_a_lost_step_and_where_no_other_is_the_ru
 
 def folder(cluster: Cluster, name: str) -> Path:
     return cluster.folder / "runs" / name
+
+
+def test_a_crash_loop_ends_after_max_failures_without_progress_with_one_line(cluster: Cluster) -> None:
+    """The failure before the first checkpoint and those after it are counted apart."""
+    rare = ("--checkpoint-every", "100000", "--cluster.max-failures", "1")
+    run = cluster.start(*cluster.train("crashing", *ENDLESS, *rare))
+    for attempt in (1, 2):
+        cluster.wait_for("crashing", "start", attempt)
+        cluster.kill_worker("crashing", 0)
+    assert run.wait(120) == 1
+    output = run.output.read_text()
+    assert "raylm: workers failed 2 times without a newer checkpoint (cluster.max_failures 1): " in output
+    assert (
+        f"go on from the newest checkpoint with: raylm resume --from-checkpoint {folder(cluster, 'crashing')}" in output
+    )
+    assert "Traceback" not in output
+    assert cluster.summary("crashing")["status"] == "failed"
+
+
+def test_a_lost_head_ends_the_run_with_one_line_and_resume_goes_on_once_it_is_back(cluster: Cluster) -> None:
+    run = cluster.start(*cluster.train("headless", *ENDLESS))
+    cluster.wait_for("headless", "checkpoint", 3)
+    for node in reversed(cluster.nodes):
+        cluster.kill_node(node)
+    assert run.wait(120) == 1
+    output = run.output.read_text()
+    assert "raylm: the Ray cluster does not answer any more" in output
+    assert f"raylm resume --from-checkpoint {folder(cluster, 'headless')}" in output
+    assert "Traceback" not in output
+    newest = cluster.events("headless", "checkpoint")[-1]["step"]
+    cluster.start_head(cpus=1)
+    done = cluster.run(*cluster.resume("headless", "--steps", str(newest + 20)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert cluster.events("headless", "resume")[0]["step"] == newest
+    assert cluster.summary("headless")["status"] == "completed"

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ray_cluster import Cluster, free_port
+from ray_cluster import ENDLESS, Cluster, free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
@@ -65,14 +64,16 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
 
 
 def test_ctrl_c_saves_and_resume_goes_on_to_the_same_end(cluster: Cluster) -> None:
-    options = ("--workers", "2", "--schedule.kind", "constant", "--schedule.warmup-steps", "0", "--steps")
-    run = cluster.start(*cluster.train("interrupted", *options, "100000"))
+    run = cluster.start(*cluster.train("interrupted", "--workers", "2", *ENDLESS))
     cluster.wait_for("interrupted", "step")
     run.send_signal(signal.SIGINT)
     assert run.wait(120) == 130
     assert cluster.summary("interrupted")["status"] == "interrupted"
     steps = str(cluster.summary("interrupted")["steps"] + 20)
-    for command in (cluster.resume("interrupted", "--steps", steps), cluster.train("whole", *options, steps)):
+    for command in (
+        cluster.resume("interrupted", "--steps", steps),
+        cluster.train("whole", "--workers", "2", *ENDLESS, "--steps", steps),
+    ):
         done = cluster.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
     assert cluster.summary("interrupted")["state_sha256"] == cluster.summary("whole")["state_sha256"]
@@ -105,21 +106,26 @@ def test_a_run_that_diverges_fails_once_with_its_verdict(cluster: Cluster) -> No
 
 
 def test_the_submitted_job_trains_and_its_exit_code_is_the_runs(cluster: Cluster) -> None:
-    for _ in range(60):  # the dashboard and its agent come up some seconds after the head
-        done = cluster.run(
-            *("ray", "job", "submit", "--", "python", *cluster.train("submitted")[1:]), RAY_ADDRESS=cluster.dashboard
-        )
-        if not re.search("No available agent|Connection refused|Failed to connect", done.stdout + done.stderr):
-            break
-        time.sleep(1)
+    done = cluster.submit("--", "python", *cluster.train("submitted")[1:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"test +\d", done.stdout)
     assert cluster.summary("submitted")["status"] == "completed"
-    failed = cluster.run(
-        *("ray", "job", "submit", "--", "python", "jobs/train_ptb.py", "--stpes", "4"), RAY_ADDRESS=cluster.dashboard
-    )
+    failed = cluster.submit("--", "python", "jobs/train_ptb.py", "--stpes", "4")
     assert failed.returncode != 0
     assert "did you mean --steps?" in failed.stdout
+
+
+def test_a_stopped_job_saves_in_its_grace_period_and_says_how_to_go_on(cluster: Cluster) -> None:
+    dashboard = {"RAY_ADDRESS": cluster.dashboard}
+    command = ("python", *cluster.train("stopped-job", "--workers", "2", *ENDLESS)[1:])
+    cluster.submit("--no-wait", "--submission-id", "job", "--", *command)
+    cluster.wait_for("stopped-job", "step", 5)
+    cluster.run("ray", "job", "stop", "job", check=True, **dashboard)
+    assert cluster.summary("stopped-job")["status"] == "interrupted"
+    resume = f"go on with: raylm resume --from-checkpoint {cluster.folder / 'runs' / 'stopped-job'}"
+    assert resume in cluster.run("ray", "job", "logs", "job", **dashboard).stdout
+    steps = [event["step"] for event in cluster.events("stopped-job", "step")]
+    assert cluster.events("stopped-job", "checkpoint")[-1]["step"] == steps[-1]
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_at_once(cluster: Cluster) -> None:
