@@ -85,6 +85,7 @@ def encode_split(split: Split, *, encoding: Encoding, work: Workspace) -> Encode
             in a vocabulary without `<unk>`, or the workspace cannot be written.
     """
     vocabulary, encode = _vocabulary_and_encoder(encoding.tokenizer, work, encoding.vocabulary_file)
+    is_text = tokenizer_named(encoding.tokenizer).is_text
     rejects: list[Reject] = []
     piece_lines: list[int] = []
     empty, long = 0, 0
@@ -102,7 +103,7 @@ def encode_split(split: Split, *, encoding: Encoding, work: Workspace) -> Encode
         for number, piece in enumerate(split.pieces):
             lines = 0
             for block in read_piece(piece, text_column=encoding.text_column):
-                rows, bad = _encode_block(block, piece, encoding, encode)
+                rows, bad = encode_block(block, piece, encode, is_text=is_text, refuse=encoding.malformed == "error")
                 with_rows = len(rows.lines if block.numbers is None else np.unique(block.numbers[rows.lines]))
                 empty += max(block.lines - with_rows - len(bad), 0)
                 rows, over = limit_rows(rows, encoding.max_row_tokens, encoding.long_rows, vocabulary.end_of_sentence)
@@ -132,15 +133,20 @@ def _shard_file(name: str, number: int) -> str:
     return f"{name}-{number:04d}.arrow"
 
 
-def _encode_block(
-    block: Block, piece: Piece, encoding: Encoding, encode: Encoder
+def encode_block(
+    block: Block, piece: Piece, encode: Encoder, *, is_text: bool, refuse: bool
 ) -> tuple[Rows, list[tuple[int, str]]]:
-    """The rows of a block, and its lines (from 0) that are left out, with the reason."""
+    """The rows of a block, and its lines (from 0) that are left out because they are not UTF-8, with the reason.
+
+    Raises:
+        UserError: names file and line: with `refuse`, for the first such line; a token is not in a vocabulary without
+            `<unk>`.
+    """
     bad: list[tuple[int, str]] = []
-    if tokenizer_named(encoding.tokenizer).is_text:
+    if is_text:
         block, malformed = without_malformed(block)
         bad = [(line.line, line.reason) for line in malformed]
-        if bad and encoding.malformed == "error":
+        if bad and refuse:
             raise _at(piece, block, *bad[0], "save the text as UTF-8")
     try:
         return encode(block.data), bad
