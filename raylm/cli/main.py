@@ -20,6 +20,12 @@ COMMANDS: dict[str, dict[str, str]] = {
         "train": "train a language model; --help lists every option",
         "resume": "go on where a run stopped: raylm resume --from-checkpoint PATH",
     },
+    "Use a trained model": {
+        "generate": 'sample text: raylm generate RUN --prompt "the company said"',
+        "eval": "its perplexity on a text, with --cache or --dynamic on request",
+        "score": "the log probability of every token of text files, to Parquet or JSON",
+        "export": "its weights as safetensors, or a TensorFlow SavedModel",
+    },
     "Prepare data": {
         "prepare": "turn text into a dataset: raylm prepare FILE... --output FOLDER",
         "data": "verify, show, sample a dataset, or say what each lane reads where",

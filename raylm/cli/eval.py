@@ -1,0 +1,113 @@
+"""`raylm eval CHECKPOINT`: the perplexity of a trained model, by the literature's protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from raylm.checkpoint.manifest import without_nonfinite
+from raylm.cli.options import parse_options
+from raylm.cli.tables import print_json, print_table
+from raylm.cli.trained import ModelCommand, load, quiet_tensorflow, sayer
+from raylm.errors import UserError
+from raylm.observe import figures
+
+SUMMARY = "Evaluate a trained model: one lane, one pass with the carry kept, no dropout."
+
+EXAMPLES = """
+--cache adds a neural cache (Grave et al. 2016), --dynamic lets the model learn on the way (Krause et al. 2017). Neither
+sees a word before it is predicted; but such figures stand beside others of their kind only.
+
+examples:
+  raylm eval runs/quick
+  raylm eval runs/quick --data ptb --json
+  raylm eval runs/quick --data valid --cache --cache-lambda 0.1 --cache-theta 1 --cache-window 500
+  raylm eval runs/quick/checkpoints/step-00002000 --data my-text.txt --dynamic"""
+
+
+class EvalCommand(ModelCommand):
+    data: tuple[str, ...] = ("valid", "test")
+    """Texts: train, valid or test of the run; ptb or sample (valid and test of it); a dataset; a text file."""
+    cache: bool = False
+    """Make words likelier that followed similar hidden states lately."""
+    cache_lambda: float = Field(0.1, gt=0.0, lt=1.0)
+    """--cache: the cache's share of the probability."""
+    cache_theta: PositiveFloat = 1.0
+    """--cache: how much more the most similar states count."""
+    cache_window: PositiveInt = 500
+    """--cache: words remembered."""
+    dynamic: bool = False
+    """Take a step of plain SGD after each few words, on these; undone at the end of each text."""
+    dynamic_learning_rate: PositiveFloat = 1.0
+    """--dynamic: of the mean loss of the words in nats."""
+    dynamic_clip: PositiveFloat = 0.25
+    """--dynamic: largest global norm of the gradient."""
+    dynamic_window: PositiveInt = 20
+    """--dynamic: words between steps."""
+    as_json: bool = Field(False, alias="json")
+    """Print JSON."""
+
+
+def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
+    """The exit code. Raises: UserError: a mistake of the user's."""
+    command = parse_options(EvalCommand, arguments, program=program, about=SUMMARY + "\n" + EXAMPLES)
+    _refuse_idle_options(command)
+    from raylm.training.texts import find_texts  # here: help needs none of what reads data
+
+    say = sayer(program)
+    trained = load(command.checkpoint, command.best, program)
+    texts = find_texts(command.data, trained, say)
+    with quiet_tensorflow():
+        from raylm.training.inference import make_model  # here: TensorFlow takes seconds
+        from raylm.training.likelihood import Cache, Dynamic, Likelihood
+        from raylm.training.measure import measure
+
+    cache = Cache(command.cache_lambda, command.cache_theta, command.cache_window) if command.cache else None
+    dynamic = None
+    if command.dynamic:
+        dynamic = Dynamic(command.dynamic_learning_rate, command.dynamic_clip, command.dynamic_window)
+    likelihood = Likelihood(make_model(trained), cache, dynamic)
+    found = [measure(likelihood, text, trained.vocabulary.unknown) for text in texts]
+    if command.as_json:
+        rows = [
+            {**asdict(each), "perplexity": each.perplexity, "unknown_rate": each.unknowns / each.tokens}
+            for each in found
+        ]
+        document = {
+            "checkpoint": str(trained.place),
+            "step": trained.step,
+            "state_sha256": trained.state_sha256,
+            "cache": asdict(cache) if cache else None,
+            "dynamic": asdict(dynamic) if dynamic else None,
+            "texts": rows,
+        }
+        print_json(sys.stdout, without_nonfinite(document))
+        return 0
+    rows_shown = [
+        (
+            figures.perplexity(each.perplexity),
+            f"{each.nats:.4f}",
+            f"{each.tokens:,}",
+            f"{each.unknowns / each.tokens:.2%}",
+            figures.duration(each.seconds),
+            each.text,
+        )
+        for each in found
+    ]
+    print_table(sys.stdout, ["perplexity", "nats/token", "tokens", "unknown", "time", "text"], rows_shown)
+    return 0
+
+
+def _refuse_idle_options(command: EvalCommand) -> None:
+    for switch in ("cache", "dynamic"):
+        for name, field in EvalCommand.model_fields.items():
+            if (
+                name.startswith(f"{switch}_")
+                and getattr(command, name) != field.default
+                and not getattr(command, switch)
+            ):
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is of use with --{switch} alone: add --{switch}, or leave --{option} out")

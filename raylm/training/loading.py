@@ -1,0 +1,149 @@
+"""From a path to a trained model's weights, vocabulary and configuration: all that using it takes.
+
+A path is a run's folder, one checkpoint of it, or the folder that `raylm export --format safetensors` wrote. Nothing
+here imports TensorFlow: a mistake is told at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from raylm.checkpoint.locate import locate
+from raylm.checkpoint.snapshot import Arrays
+from raylm.checkpoint.store import CheckpointStore
+from raylm.checkpoint.tensors import decode
+from raylm.config import RunConfig
+from raylm.data.dataset import Dataset, open_dataset
+from raylm.data.vocabulary import Vocabulary
+from raylm.errors import UserError
+from raylm.observe.events import read_events, validation_losses
+from raylm.observe.run_folder import RunRecord, read_record
+
+WEIGHTS, VOCABULARY, CONFIG, FORMAT = "model.safetensors", "vocabulary.txt", "config.json", "raylm-weights-1"
+"""The files of an export of weights, and what its config.json calls itself."""
+
+PrepareAgain = Callable[[RunConfig, Callable[[str], None]], RunRecord]
+"""Makes the datasets of a configuration, where a run's are lost."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model as plain data.
+
+    place: the folder it was read from. weights: float32 arrays by name. vocabulary: word n has id n. tokenizer: what
+    made words of its text. state_sha256: of the training state the weights are part of. datasets: the folder of each
+    split of the run; empty for an export.
+    """
+
+    place: Path
+    config: RunConfig
+    weights: Arrays
+    vocabulary: Vocabulary
+    tokenizer: str
+    step: int
+    state_sha256: str
+    datasets: Mapping[str, str]
+
+
+def load_trained(path: str, prepare_again: PrepareAgain, say: Callable[[str], None], *, best: bool = False) -> Trained:
+    """The model at a path: of a run the newest good checkpoint, with `best` the one of the lowest validation loss.
+
+    Every byte is verified; a damaged checkpoint passed over is named through `say`.
+
+    Raises:
+        UserError: the path is none of these, or what it holds is missing, damaged, or does not belong together.
+    """
+    exported = _export_at(path)
+    if exported is not None:
+        return _load_export(exported)
+    folder, checkpoint = locate(path)
+    record = read_record(folder, say)
+    store = CheckpointStore(folder / "checkpoints")
+    if best and checkpoint is None:
+        checkpoint = _best(store, validation_losses(read_events(folder)))
+    if checkpoint is None:
+        checkpoint, snapshot = store.load_newest(say)
+    else:
+        snapshot = store.load(checkpoint)
+    manifest = store.manifest(checkpoint)
+    record, train = _training_text(record, prepare_again, say)
+    if train.dataset_id != manifest.dataset_id:
+        raise UserError(
+            f"{checkpoint} was trained on dataset {manifest.dataset_id[:12]}, {record.datasets['train']} is "
+            f"{train.dataset_id[:12]}: its words are others; put the dataset it was trained on there"
+        )
+    tokenizer = str(train.manifest.provenance.get("tokenizer", "whitespace"))
+    return Trained(
+        checkpoint,
+        record.config,
+        snapshot.weights,
+        train.vocabulary,
+        tokenizer,
+        snapshot.step,
+        manifest.state_sha256,
+        record.datasets,
+    )
+
+
+def _training_text(
+    record: RunRecord, prepare_again: PrepareAgain, say: Callable[[str], None]
+) -> tuple[RunRecord, Dataset]:
+    """The run's training text, prepared again where the cache lost it, and where that is."""
+    try:
+        return record, open_dataset(record.datasets["train"])
+    except UserError as problem:
+        say(f"{problem}; preparing the data again")
+        record = prepare_again(record.config, say)
+        return record, open_dataset(record.datasets["train"])
+
+
+def _best(store: CheckpointStore, validation: Mapping[int, float]) -> Path:
+    judged = [info for info in store.list() if info.complete and math.isfinite(validation.get(info.step, math.nan))]
+    if not judged:
+        raise UserError(f"{store.folder}: no checkpoint there was evaluated; leave --best out")
+    return min(judged, key=lambda info: (validation[info.step], -info.step)).path
+
+
+def _export_at(path: str) -> Path | None:
+    """The folder, where the path is one that holds exported weights."""
+    try:
+        folder = Path(path).expanduser()
+        content = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RuntimeError, RecursionError):
+        return None
+    return folder.resolve() if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def _load_export(folder: Path) -> Trained:
+    content = json.loads(_bytes(folder / CONFIG))
+    words = _bytes(folder / VOCABULARY).removesuffix(b"\n")
+    if hashlib.sha256(words).hexdigest() != content.get("vocabulary_sha256"):
+        raise UserError(f"{folder / VOCABULARY} is not the vocabulary of the weights beside it: export them again")
+    try:
+        return Trained(
+            folder,
+            RunConfig.model_validate(content["config"], strict=False),
+            decode(_bytes(folder / WEIGHTS)),
+            Vocabulary(tuple(words.decode().split("\n"))),
+            str(content["tokenizer"]),
+            int(content["step"]),
+            str(content["state_sha256"]),
+            {},
+        )
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        what = str(error).splitlines()[0]
+        raise UserError(f"{folder} is damaged, or of another raylm ({what}): export it again") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): export the model again") from None
