@@ -172,6 +172,7 @@ def test_the_command_writes_into_the_run_or_where_it_is_told(
     assert said("report", str(run))[:2] == (0, f"{run}/report.html\n")
     assert said("report", str(run), "--output", str(tmp_path / "page.html"))[0] == 0
     assert (tmp_path / "page.html").read_text() == (run / "report.html").read_text()
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644  # others may look at it too
 
 
 # Runs beside each other

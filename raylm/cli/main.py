@@ -38,6 +38,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "watch": "the live view of a run, from another terminal: raylm watch RUN",
     },
     "Look after": {
+        "diagnose": "is something wrong with a training, and what to do: raylm diagnose RUN",
         "report": "a run's curves, incidents and samples as one page: raylm report RUN",
         "compare": "what differs between runs, then their results: raylm compare RUN RUN",
         "explain": "say what printed numbers mean: raylm explain --vocab 10000 --loss 0=9.2 100=496.8",

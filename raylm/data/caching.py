@@ -32,6 +32,7 @@ def write_file(path: Path, content: bytes) -> None:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
+                os.fchmod(handle, 0o644)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

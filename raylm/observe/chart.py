@@ -67,6 +67,18 @@ def chart(points: Sequence[tuple[float, float]], levels: Sequence[Level], width:
     ]
 
 
+def spark(points: Sequence[tuple[float, float]], width: int) -> str:
+    """A curve in one line of at most `width` blocks, from its lowest value to its highest."""
+    if not points:
+        return ""
+    values = [value for value in _columns(points, min(width, len(points))) if value is not None]
+    low, high = min(values), max(values)
+    return "".join(_BLOCKS[int((value - low) / (high - low) * 7.999)] if high > low else _BLOCKS[3] for value in values)
+
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
 def _cell(dots: int, level: bool) -> str:
     return chr(0x2800 + dots) if dots else LEVEL if level else " "
 

@@ -1,0 +1,277 @@
+"""`raylm diagnose`: planted faults get the right first finding, healthy runs none above a note."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylm.cli import main as command_line
+from raylm.config import RunConfig
+from raylm.observe.chart import spark
+from raylm.observe.events import EventLog
+from raylm.observe.findings import Evidence, first_step, smooth
+from raylm.observe.run_folder import RunRecord, create_run_folder
+from raylm.observe.story import Points
+from raylm.observe.summary import Summary, write_summary
+from raylm.observe.symptoms import RULES, diagnose
+
+LN_V = math.log(10_000)
+
+
+def curve(steps: int, end: float, pace: float, seed: int, every: int = 20, noise: float = 0.12) -> Points:
+    """A loss as a small window shows it: from ln V towards `end`, with the noise of a few hundred tokens."""
+    draw = random.Random(seed)
+    at = [1, *range(every, steps + 1, every)]
+    return [(step, end + (LN_V - end) * math.exp(-step / pace) + draw.gauss(0, noise)) for step in at]
+
+
+def healthy(seed: int = 0, steps: int = 2000, **changes: Any) -> Evidence:
+    """A run of ptb-small's kind: SGD 1 on a sum over 20 steps, clip 5, 400 tokens an update."""
+    draw = random.Random(seed)
+    loss = curve(steps, draw.uniform(4.5, 5.2), draw.uniform(40, 400), seed)
+    seen = Evidence(
+        loss=loss,
+        norm=[(step, 4 * math.exp(draw.gauss(0, 0.5)) * (1 + 5 * math.exp(-step / 50))) for step, _ in loss],
+        rate=[(step, 1.0) for step, _ in loss],
+        speed=[(step, 9000 * math.exp(draw.gauss(0, 0.1))) for step, _ in loss],
+        valid=[
+            (step, 5.0 + 4 * math.exp(-step / 400) + draw.gauss(0, 0.005)) for step, _ in loss[5 :: 1 + len(loss) // 5]
+        ],
+        last_step=steps,
+        uniform=LN_V,
+        unigram=6.529,
+        bigram=5.435,
+        optimizer="sgd",
+        peak_rate=1.0,
+        terms=20,
+        tokens=400,
+        clip=5.0,
+        steps_total=steps,
+    )
+    return replace(seen, **changes)
+
+
+def bent(seen: Evidence, change: Callable[[int, float], float]) -> Points:
+    return [(step, change(step, loss)) for step, loss in seen.loss]
+
+
+def planted(name: str, seed: int, steps: int) -> Evidence:
+    """A run with one fault."""
+    sound = healthy(seed, steps)
+    draw = random.Random(seed)
+    match name:
+        case "adam at 1":
+            loss = bent(sound, lambda step, _: LN_V if step == 1 else 20 + draw.uniform(0, 20))
+            return replace(sound, loss=loss, optimizer="adam")
+        case "sgd at 100":
+            loss = bent(sound, lambda step, _: LN_V if step == 1 else 11 + draw.uniform(0, 3))
+            return replace(sound, loss=loss, peak_rate=100.0)
+        case "diverged":
+            return replace(sound, loss=bent(sound, lambda step, loss: loss + (1.5 if step > 0.7 * steps else 0)))
+        case "targets are inputs":
+            return replace(sound, loss=bent(sound, lambda step, _: 0.3 + 9 * math.exp(-step / 60)))
+        case "rate of 1e-5":
+            return replace(sound, loss=bent(sound, lambda step, _: LN_V - 0.02 + draw.gauss(0, 0.01)), peak_rate=1e-5)
+        case "no gradient":
+            norm = [(step, 1e-9) for step, _ in sound.norm]
+            return replace(sound, loss=bent(sound, lambda step, _: LN_V), norm=norm)
+        case "context ignored":
+            loss = curve(steps, 6.529, 60, seed, noise=0.03)
+            return replace(sound, loss=loss)
+        case "large first weights":
+            return replace(sound, loss=[(1, 14.0), *sound.loss[1:]])
+        case "decay in the wrong unit":
+            return replace(sound, rate=[(step, 0.1 ** (step // 15)) for step, _ in sound.rate])
+        case "no clip":
+            norm = [*sound.norm[:-3], (sound.norm[-3][0], 4000.0), *sound.norm[-2:]]
+            return replace(sound, clip=None, norm=norm, peak_rate=0.05)
+        case "overfit":
+            valid = [(step, 4.9 + abs(step - 0.4 * steps) / steps) for step, _ in sound.valid]
+            return replace(sound, valid=valid)
+        case "failed":
+            return replace(sound, failed="the loss is nan: 8 rollbacks", verdicts=((steps, "OPTIMISATION: clip"),))
+        case "adam at 0.3, it learns":
+            return replace(sound, optimizer="adam", peak_rate=0.3)
+        case _:
+            raise AssertionError(name)
+
+
+EXPECTED = {
+    "adam at 1": ("wrong", "worse than guessing"),
+    "sgd at 100": ("wrong", "worse than guessing"),
+    "diverged": ("wrong", "diverged"),
+    "targets are inputs": ("wrong", "too good"),
+    "rate of 1e-5": ("wrong", "learns nothing"),
+    "no gradient": ("wrong", "learns nothing"),
+    "context ignored": ("wrong", "context ignored"),
+    "large first weights": ("suspect", "first loss"),
+    "decay in the wrong unit": ("suspect", "decayed too soon"),
+    "no clip": ("suspect", "no clip"),
+    "overfit": ("suspect", "overfit"),
+    "failed": ("wrong", "failed"),
+    "adam at 0.3, it learns": ("suspect", "learning rate"),
+}
+
+
+@pytest.mark.parametrize("steps", [1500, 6000])
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_a_planted_fault_is_the_first_finding(fault: str, steps: int) -> None:
+    found = [diagnose(planted(fault, seed, steps)) for seed in range(10)]
+    right = [each.findings and (each.verdict, each.findings[0].rule) == EXPECTED[fault] for each in found]
+    assert sum(map(bool, right)) >= 9
+
+
+def test_healthy_runs_have_no_finding_above_a_note() -> None:
+    draw = random.Random(0)
+    for seed in range(100):
+        found = diagnose(healthy(seed, draw.choice([20, 60, 200, 1000, 5000])))
+        assert found.verdict == "healthy", (seed, found)
+
+
+def test_a_run_that_is_slow_but_well_is_not_called_stuck() -> None:
+    slow = healthy(steps=400)
+    slow = replace(slow, loss=bent(slow, lambda step, _: 6.53 + 2.7 * math.exp(-step / 60)))
+    assert diagnose(slow).verdict == "healthy"
+
+
+def test_adam_at_one_is_called_wrong_within_fifty_steps_with_the_fix() -> None:
+    loss = [(1, 9.21), (20, 31.0), (40, 27.0)]
+    found = diagnose(healthy(loss=loss, norm=[], rate=[], speed=[], valid=[], optimizer="adam", last_step=50))
+    assert (found.verdict, found.since) == ("wrong", 20)
+    first = found.findings[0]
+    assert "ln V = 9.210" in first.evidence[0]
+    assert first.patch == {"schedule.learning_rate": 0.001}
+
+
+def test_an_empty_run_and_one_that_tells_little_break_no_rule() -> None:
+    bare = Evidence(loss=[], norm=[], rate=[], speed=[], valid=[], last_step=0)
+    assert diagnose(bare).verdict == "healthy"
+    for points in ([(1, 5.0)], [(step, 5.0) for step in range(1, 300)], [(step, 0.0) for step in range(1, 300)]):
+        seen = Evidence(points, points, points, points, points, 300)
+        assert all(rule(seen) is None or rule(seen) for rule in RULES)
+
+
+def test_at_most_three_findings_are_shown_and_notes_are_last() -> None:
+    seen = planted("adam at 1", 0, 2000)
+    slow = [(step, 9000.0 if step < 1000 else 900.0) for step, _ in seen.speed]
+    seen = replace(seen, speed=slow, loss=[(1, 14.0), *seen.loss[1:]], verdicts=((5, "DATA: x"),))
+    found = diagnose(seen)
+    assert [each.severity for each in found.findings] == ["wrong", "suspect", "note"]
+    assert found.left_out == 1
+
+
+def test_medians_and_first_steps() -> None:
+    points = [(1, 1.0), (2, 9.0), (3, 2.0), (4, 3.0)]
+    assert smooth(points, 3) == [(1, 1.0), (2, 5.0), (3, 2.0), (4, 3.0)]
+    assert first_step(points, 1.5) == 2
+    assert first_step(points, 5.0) is None
+    assert spark(points, 10) == "▁█▁▂"
+    assert spark([(1, 5.0)], 10) == "▄"
+    assert spark([], 10) == ""
+
+
+# The command
+
+
+def sick_run(folder: Path, *, config: bool = True, optimizer: str = "adam") -> Path:
+    tree = {"optimizer": {"name": optimizer}, "schedule": {"learning_rate": 1.0}, "name": "sick"}
+    places = {split: split for split in ("train", "valid", "test")}
+    create_run_folder(folder, RunRecord(RunConfig.model_validate(tree), "ptb", "", places))
+    if not config:
+        (folder / "config.json").unlink()
+    log = EventLog(folder)
+    log.append("start", 0, 0, uniform_nats=LN_V, unigram_nats=6.5, bigram_nats=5.4, clip_norm=5.0)
+    for step, loss in ((1, 9.21), (20, 31.0), (40, 27.0)):
+        log.append("step", step, step, loss=loss, gradient_norm=9.0, learning_rate=1.0, tokens_per_second=9.0)
+    log.append("end", 50, 50, status="completed", reason="50 updates")
+    write_summary(folder, Summary("completed", "50 updates", 50, 20_000))
+    log.close()
+    return folder
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["raylm", "diagnose", *words])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        output = capsys.readouterr()
+        return int(end.value.code or 0), output.out, output.err
+
+    return run
+
+
+def test_the_verdict_comes_first_and_the_fix_is_a_configuration(
+    tmp_path: Path, said: Callable[..., tuple[int, str, str]]
+) -> None:
+    run = sick_run(tmp_path / "run")
+    code, output, _ = said(str(run), "--apply", str(tmp_path / "mended.toml"))
+    assert code == 1
+    assert output.startswith("wrong since step 20 (run, 50 updates, completed)\n")
+    for words in (
+        "1. wrong: The loss is above that of guessing",
+        "▁█▇",
+        "learning_rate = 0.001",
+        "Adam moves each weight",
+    ):
+        assert words in output
+    mended = tomllib.loads((tmp_path / "mended.toml").read_text())
+    assert mended["schedule"]["learning_rate"] == 0.001
+    assert "name" not in mended
+    assert RunConfig.model_validate(mended).optimizer.name == "adam"
+
+
+def test_the_diagnosis_is_json_too(tmp_path: Path, said: Callable[..., tuple[int, str, str]]) -> None:
+    found = json.loads(said(str(sick_run(tmp_path / "run")), "--json")[1])
+    assert (found["verdict"], found["since"]) == ("wrong", 20)
+    assert found["findings"][0]["patch"] == {"schedule.learning_rate": 0.001}
+
+
+def test_nothing_found_is_said(tmp_path: Path, said: Callable[..., tuple[int, str, str]]) -> None:
+    log = EventLog(tmp_path)
+    log.append("start", 0, 0)
+    log.close()
+    code, output, _ = said(str(tmp_path))
+    assert (code, output) == (0, f"healthy ({tmp_path.name}, 0 updates, not ended)\n\nNo rule found anything.\n")
+
+
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        ({"config": False}, "the run has no config.json to change"),
+        ({}, "cannot"),
+    ],
+)
+def test_a_patch_that_cannot_be_written_is_one_line(
+    made: dict[str, Any], line: str, tmp_path: Path, said: Callable[..., tuple[int, str, str]]
+) -> None:
+    run = sick_run(tmp_path / "run", **made)
+    target = tmp_path / "mended.toml"
+    if not made:
+        target.mkdir()
+    elif not made.get("config", True):
+        log = EventLog(run)
+        log.append("start", 50, 50, uniform_nats=LN_V, clip_norm=None)
+        log.append("end", 50, 50, status="completed", reason="50 updates")
+        log.close()
+    code, _, error = said(str(run), "--apply", str(target))
+    assert (code, error.count("\n")) == (2, 1)
+    assert line in error
+
+
+def test_where_the_configuration_mends_nothing_apply_says_so(
+    tmp_path: Path, said: Callable[..., tuple[int, str, str]]
+) -> None:
+    EventLog(tmp_path).append("start", 0, 0)
+    code, _, error = said(str(tmp_path), "--apply", str(tmp_path / "mended.toml"))
+    assert code == 2
+    assert "no finding has a change of the configuration" in error
