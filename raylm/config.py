@@ -213,8 +213,9 @@ class ClusterConfig(Section):
     """Failures in a row, no newer checkpoint between them, after each of which the workers are started anew from the
     newest checkpoint; one more ends the run. Every newer checkpoint and every `raylm resume` begin to count afresh;
     nodes that are drained do not count."""
-    wait_for_room: NonNegativeFloat = 600.0
-    """Seconds to wait for nodes where too few are left for the workers, before the run ends as interrupted."""
+    wait_for_room: NonNegativeFloat = 1800.0
+    """Seconds to wait for nodes where too few are there for the workers, before the run ends as interrupted. A cloud's
+    machine takes minutes to start and to install everything."""
 
     @property
     def fewest_workers(self) -> int:

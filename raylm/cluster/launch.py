@@ -9,10 +9,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from raylm.cluster.attempt import Attempt
+from raylm.cluster.autoscaling import may_come, wish
 from raylm.cluster.board import Board, ConnectionLost, Message
 from raylm.cluster.capacity import Demand, plan, room
 from raylm.cluster.connection import connected, output_to
@@ -54,7 +55,7 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
     config = record.config
     view.wait("starting Ray")
     with output_to(run_folder / "logs" / "driver.log"), connected(config.cluster.address):
-        demand = plan(config.cluster, [node.total for node in look() if not node.draining])
+        demand = plan(config.cluster, [*(node.total for node in _staying()), *may_come()])
         Topology(0, demand.most, demand.replicas, config.data.lanes)  # refuses more replicas than lanes
         with _signals() as received:
             driver = _Driver(record, demand, run_folder, view, received)
@@ -121,16 +122,10 @@ class _Driver:
         Raises:
             Stopped: a signal came, or too few nodes were there for too long.
         """
-        deadline = time.monotonic() + self._asked.wait_for_room
-        while (held := room(self._demand, (node.total for node in _staying()))) < self._demand.fewest:
-            if self._received:
-                raise Stopped(self._received[0], None)
-            short = f"nodes are gone: room for {held} of {self._demand.fewest} workers"
-            if time.monotonic() > deadline:
-                reason = f"{short} for {self._asked.wait_for_room:g} s"
-                raise Stopped(signal.SIGTERM, self._end("interrupted", reason), reason)
-            self._view.wait(f"waiting for nodes ({short})")
-            time.sleep(_POLL_SECONDS)
+        held = room(self._demand, (node.total for node in _staying()))
+        if held < self._demand.fewest:
+            with wish(self._demand) if may_come() else nullcontext():
+                held = self._wait_for_nodes()
         workers = self._demand.fewest
         if self._demand.elastic:
             most = min(held, self._demand.most)
@@ -142,6 +137,20 @@ class _Driver:
             workers = min(max(free, workers), most)
         self._view.wait(_placing(self._demand, workers, _staying()))
         return workers
+
+    def _wait_for_nodes(self) -> int:
+        deadline = time.monotonic() + self._asked.wait_for_room
+        while (held := room(self._demand, (node.total for node in _staying()))) < self._demand.fewest:
+            if self._received:
+                raise Stopped(self._received[0], None)
+            gone = "nodes are gone: " if self._steps else ""
+            short = f"{gone}room for {held} of {self._demand.fewest} workers"
+            if time.monotonic() > deadline:
+                reason = f"{short} for {self._asked.wait_for_room:g} s"
+                raise Stopped(signal.SIGTERM, self._end("interrupted", reason), reason)
+            self._view.wait(f"waiting for nodes ({short})")
+            time.sleep(_POLL_SECONDS)
+        return held
 
     def _follow(self, attempt: Attempt, workers: int) -> Pause | None:
         """Shows what the board says until the attempt is over; why it was asked to end, where it was."""
