@@ -14,6 +14,8 @@ from raylm.data.caching import default_cache_dir
 from raylm.data.corpora import find_corpus
 from raylm.data.prepare import prepare_corpus
 from raylm.data.prepared import find_prepared
+from raylm.data.publish import publish
+from raylm.data.upload import is_uri
 from raylm.errors import UserError
 from raylm.guard.drills import parse_drills
 from raylm.observe.run_folder import RunRecord, create_run_folder, remove_unstarted
@@ -68,5 +70,8 @@ def prepare(config: RunConfig, say: Callable[[str], None]) -> RunRecord:
         data.corpus, data_dir=data.data_dir.expanduser() if data.data_dir else None, cache_dir=cache, say=say
     )
     prepared = asdict(prepare_corpus(corpus, cache / "datasets", say, vocabulary_size=data.vocabulary_size))
-    datasets = {split: str(path) for split, path in prepared.items()}
+    if is_uri(config.storage_path):
+        datasets = publish(prepared, config.storage_path, say)
+    else:
+        datasets = {split: str(path) for split, path in prepared.items()}
     return RunRecord(config, corpus.name, corpus.note, datasets)
