@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
+import subprocess
 import sys
 import sysconfig
 import zipfile
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster_machines import HOME, ROOT, USER, Machine
+from cluster_machines import HOME, ROOT, USER, Lan, Machine, wait_until
 from packaging.requirements import Requirement
 
 Config = dict[str, Any]
@@ -27,15 +29,11 @@ Config = dict[str, Any]
 BASHRC = """
 export PATH=~/bin:$PATH
 export PIP_NO_INDEX=1 PIP_FIND_LINKS={wheels} PIP_NO_BUILD_ISOLATION=0 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-export {resources}
-"""
+"""  # PIP_NO_BUILD_ISOLATION=0 means that there is none
 
 
-def furnish(home: Path, wheels: Path, resources: dict[str, float]) -> None:
-    """Makes a home folder what the image of a cloud's machine would be.
-
-    resources: what `ray up` tells machines of this type that they have, as it does everywhere but on a local cluster.
-    """
+def furnish(home: Path, wheels: Path, environment: dict[str, str]) -> None:
+    """Makes a home folder what the image of a cloud's machine would be, with an environment beside pip's."""
     packages = home / "raylm-venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     packages.mkdir(parents=True)
     (packages / "installed.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -43,8 +41,13 @@ def furnish(home: Path, wheels: Path, resources: dict[str, float]) -> None:
     for name, module in {"ray": "ray.scripts.scripts", "pip": "pip._internal.cli.main"}.items():
         program = f"#!{HOME}/raylm-venv/bin/python\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
         _script(home / "raylm-venv" / "bin" / name, program)
-    override = f"RAY_OVERRIDE_RESOURCES='{json.dumps(resources)}'" if resources else "RAYLM_TEST_MACHINE=1"
-    (home / ".bashrc").write_text(BASHRC.format(wheels=wheels, resources=override))
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
+    (home / ".bashrc").write_text(BASHRC.format(wheels=wheels) + "".join(lines))
+
+
+def told_resources(resources: dict[str, float]) -> dict[str, str]:
+    """How `ray up` tells a machine what it has, as it does everywhere but on a local cluster."""
+    return {"RAY_OVERRIDE_RESOURCES": json.dumps(resources)}
 
 
 def write_cuda_wheels(folder: Path, constraints: Path) -> None:
@@ -116,3 +119,78 @@ def local_form(config: Config, head: Machine, workers: list[Machine], key: Path,
         command.replace("s3://YOUR-BUCKET/raylm", storage) for command in config["setup_commands"]
     ]
     return local
+
+
+def write_text(folder: Path) -> None:
+    """A corpus of the user's own."""
+    folder.mkdir()
+    for split, lines in (("train", 400), ("valid", 20), ("test", 20)):
+        text = "\n".join(f"the {i % 7} dogs saw {i % 3} cats and {i % 11} birds ran" for i in range(lines))
+        (folder / f"{split}.txt").write_text(text + "\n")
+
+
+TINY = (
+    *("--data.lanes", "4", "--data.window", "5", "--model.hidden", "8", "--report.sample-every", "0"),
+    *("--steps", "40", "--report.log-every", "1", "--report.plain-seconds", "1"),
+)
+"""Options of a run that takes a second."""
+
+
+class Cluster:
+    """The user's laptop, a head, as many workers as are asked for and a spare one. `up` is `ray up`."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.text = folder / "text"
+        write_text(self.text)
+        self.lan = Lan(folder)
+        config = read_cluster_yaml()
+        write_cuda_wheels(folder / "wheels", ROOT / "constraints.txt")
+        self.laptop = self.lan.start("laptop")
+        head = config["available_node_types"][config["head_node_type"]]["resources"]
+        self.head = self.lan.start("head", lambda home: furnish(home, folder / "wheels", told_resources(head)))
+        self.workers = [
+            self.lan.start(f"worker{number}", lambda home: furnish(home, folder / "wheels", told_resources({"CPU": 1})))
+            for number in range(workers + 1)
+        ]
+        self.config = folder / "cluster.yaml"
+        local = local_form(config, self.head, self.workers, self.lan.key, str(self.runs))
+        self.config.write_text(yaml.safe_dump(local))
+        remember_head(local, self.head)
+        self._nodes = 1 + workers
+
+    def up(self) -> None:
+        """`ray up`, and the way to the dashboard that a user opens; returns when every worker has joined."""
+        for command in (("ray", "get-auth-token", "--generate"), ("ray", "up", "-y", str(self.config))):
+            done = self.user(*command)
+            assert done.returncode == 0, done.stdout + done.stderr
+        self.start("ray", "dashboard", str(self.config))
+        wait_until(lambda: self.user("ray", "job", "list").returncode == 0, 180, "the dashboard through its tunnel")
+        wait_until(lambda: self.alive() == self._nodes, 400, f"{self._nodes} nodes alive")
+
+    def alive(self) -> int:
+        """Nodes that Ray counts on."""
+        status = self.head.run("bash", "-c", "source ~/.bashrc; ray status").stdout
+        return sum(int(line.split()[0]) for line in status.splitlines() if line.endswith("local.cluster.node"))
+
+    def user(self, *command: str, folder: str = str(ROOT), **environment: str) -> subprocess.CompletedProcess[str]:
+        """A command that the user types on the laptop."""
+        return self.laptop.run(*command, folder=folder, **(USERS_SHELL | environment))
+
+    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+        return self.user("ray", "job", "submit", "--", *entrypoint)
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """A command that the user leaves running."""
+        return self.laptop.start(*command, **USERS_SHELL)
+
+    def close(self) -> None:
+        self.lan.close()
+
+
+USERS_SHELL = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",
+    "TMPDIR": HOME,  # `ray up` keeps there what it found out about the provider, for the next time
+}

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
@@ -36,7 +36,6 @@ mkdir -p {private}
 for place in {private}; do mount -t tmpfs -o mode=755 none $place; done
 hostname {name}
 ip link set lo up
-echo 1 > /proc/sys/net/ipv4/ip_forward
 echo up
 read line   # the network is there
 /usr/sbin/sshd -f {folder}/sshd_config -E {folder}/sshd.log
@@ -46,7 +45,7 @@ while true; do sleep 3600 & wait $!; done   # bash, as the first process, buries
 
 SSHD_CONFIG = """
 HostKey {folder}/host_key
-AuthorizedKeysFile {key}.pub
+AuthorizedKeysFile {folder}/authorized_keys
 StrictModes no
 PermitRootLogin prohibit-password
 PasswordAuthentication no
@@ -104,26 +103,57 @@ class Machine:
         """Its home folder, seen from here."""
         return self.folder / "home"
 
-    def command(self, *command: str, **environment: str) -> list[str]:
+    def command(self, *command: str, folder: str = str(ROOT), **environment: str) -> list[str]:
         """A command line that runs a command on this machine, in a login's environment."""
+        shell = {"PATH": PATH, "HOME": HOME, "LANG": "C.UTF-8"} | environment
         return [
-            *("nsenter", "--target", str(self.pid), "--pid", "--mount", "--net", "--uts", "env", "-i", "-C", str(ROOT)),
-            *(f"{name}={value}" for name, value in ({"PATH": PATH, "HOME": HOME} | environment).items()),
+            *("nsenter", "--target", str(self.pid), "--pid", "--mount", "--net", "--uts"),
+            *(
+                "env",
+                "-i",
+                "--default-signal=INT",
+                "-C",
+                folder.replace("~", HOME),
+                *(f"{name}={value}" for name, value in shell.items()),
+            ),
             *command,
         ]
 
     def run(
-        self, *command: str, timeout: float = 300, stdin: str = "", **environment: str
+        self, *command: str, folder: str = str(ROOT), stdin: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*command, **environment),
-            cwd=ROOT,
+            self.command(*command, folder=folder, **environment),
             capture_output=True,
             text=True,
             check=False,
-            timeout=timeout,
+            timeout=400,
             input=stdin,
         )
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """A command in the background; what it says goes into a file beside the machine's home folder."""
+        log = (self.folder / f"{len(list(self.folder.glob('*.log')))}.log").open("w")
+        line = self.command(*command, **environment)
+        return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True)
+
+    @staticmethod
+    def interrupt(started: subprocess.Popen[str]) -> None:
+        """Ctrl-C for what `start` gave: the command is the child of what entered the machine for it."""
+        for child in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGINT)
+
+    def move_to(self, *addresses: str) -> None:
+        """Gives it these addresses in place of its own; all others are then on the same cable."""
+        _ip(self, "addr flush dev eth0")
+        for address in addresses:
+            _ip(self, f"addr add {address}/32 dev eth0")
+        _ip(self, f"route replace default dev eth0 src {addresses[0]}")
+
+    def let_in(self, public_key: str) -> None:
+        """Lets the owner of a key in."""
+        with (self.folder / "authorized_keys").open("a") as keys:
+            keys.write(public_key.strip() + "\n")
 
     def cut_off(self) -> None:
         """Takes its network cable out."""
@@ -153,7 +183,8 @@ class Lan:
         (folder / "home").mkdir(parents=True)
         prepare(folder / "home")
         _make_key(folder / "host_key")
-        (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=folder, key=self.key))
+        (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=folder))
+        shutil.copy(f"{self.key}.pub", folder / "authorized_keys")
         (folder / "passwd").write_text(f"{USER}:x:0:0::{HOME}:/bin/bash\n{Path('/etc/passwd').read_text()}")
         private = f"/tmp/ray /tmp/ray_ssh_{hashlib.sha256(getuser().encode()).hexdigest()[:10]} /run/sshd"
         boot = BOOT.format(folder=folder, home=HOME, root=ROOT, venv=sys.prefix, name=name, private=private)
@@ -188,8 +219,7 @@ class Lan:
             _ip(laptop, f"link set port{number} master eth0 up")
         _ip(machine, f"addr add {machine.address}/24 dev eth0")
         _ip(machine, "link set eth0 up")
-        if machine is not laptop:  # the way out, where the laptop says at once that there is none
-            _ip(machine, f"route add default via {laptop.address}")
+        _ip(machine, "route add default dev eth0")  # without one, Ray takes 127.0.0.1 for the machine's address
 
     def close(self) -> None:
         for machine in self.machines:
@@ -226,6 +256,3 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
         if time.monotonic() > end:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
         time.sleep(0.5)
-
-
-Environment = Mapping[str, str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,57 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from metadata_service import Service, notice_in
 
 from raylm.cluster.spot import Metadata, Notice, read_notice
-
-PATH = "/latest/meta-data/spot/instance-action"
-
-
-class Service(ThreadingHTTPServer):
-    """Instance metadata, version 2: a token first, and no answer without a valid one."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.notice: bytes | None = None
-        self.tokens: list[str] = []
-        self.broken = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Answer(BaseHTTPRequestHandler):
-    server: Service
-
-    def do_PUT(self) -> None:
-        asked = int(self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "0"))
-        if self.path != "/latest/api/token" or not 1 <= asked <= 21_600:
-            return self._send(400)
-        self.server.tokens.append(f"token-{len(self.server.tokens)}")
-        return self._send(200, self.server.tokens[-1].encode())
-
-    def do_GET(self) -> None:
-        if self.server.broken:
-            return self._send(500)
-        if self.headers.get("X-aws-ec2-metadata-token") != (self.server.tokens or [None])[-1]:
-            return self._send(401)
-        if self.path != PATH or self.server.notice is None:
-            return self._send(404)
-        return self._send(200, self.server.notice)
-
-    def _send(self, code: int, body: bytes = b"") -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        return
 
 
 @pytest.fixture
@@ -70,11 +24,6 @@ def service() -> Iterator[Service]:
     yield service
     service.shutdown()
     service.server_close()
-
-
-def notice_in(seconds: float, action: str = "terminate") -> bytes:
-    moment = datetime.now(UTC) + timedelta(seconds=seconds)
-    return json.dumps({"action": action, "time": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}).encode()
 
 
 class Watching:
