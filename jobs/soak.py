@@ -45,7 +45,7 @@ def main() -> int:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="soak") as temporary, own_cluster(2) as environment:
         folder = Path(temporary)
-        _corpus(Path(options.ptb), folder / "text", options.lines)
+        first_lines(Path(options.ptb), folder / "text", options.lines)
         environment |= {"XDG_CACHE_HOME": str(folder / "cache")}
         began = time.monotonic()
         unbroken = start(_train(folder, "unbroken", options), environment, folder / "unbroken.log")
@@ -145,7 +145,7 @@ def _resume(run: Path) -> list[str]:
     return [str(BIN / "raylm"), "resume", "--from-checkpoint", str(run)]
 
 
-def _corpus(ptb: Path, folder: Path, lines: int) -> None:
+def first_lines(ptb: Path, folder: Path, lines: int) -> None:
     """The first lines of each split."""
     folder.mkdir()
     for split, share in (("train", 1.0), ("valid", 0.05), ("test", 0.05)):

@@ -92,19 +92,14 @@ def test_a_crash_loop_ends_after_max_failures_without_progress_with_one_line(clu
     assert cluster.summary("crashing")["status"] == "failed"
 
 
-def test_a_lost_head_ends_the_run_with_one_line_and_resume_goes_on_once_it_is_back(cluster: Cluster) -> None:
-    run = cluster.start(*cluster.train("headless", *ENDLESS))
-    cluster.wait_for("headless", "checkpoint", 3)
-    for node in reversed(cluster.nodes):
-        cluster.kill_node(node)
-    assert run.wait(120) == 1
-    output = run.output.read_text()
-    assert "raylm: the Ray cluster does not answer any more" in output
-    assert f"raylm resume --from-checkpoint {folder(cluster, 'headless')}" in output
-    assert "Traceback" not in output
-    newest = cluster.events("headless", "checkpoint")[-1]["step"]
-    cluster.start_head(cpus=1)
-    done = cluster.run(*cluster.resume("headless", "--steps", str(newest + 20)))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert cluster.events("headless", "resume")[0]["step"] == newest
-    assert cluster.summary("headless")["status"] == "completed"
+def test_a_run_that_is_stopped_while_its_workers_start_again_ends_at_its_newest_checkpoint(cluster: Cluster) -> None:
+    run = cluster.start(*cluster.train("restarting", *ENDLESS))
+    cluster.wait_for("restarting", "checkpoint", 2)
+    cluster.kill_worker("restarting", 0)
+    cluster.wait(lambda: "worker 0 was lost" in run.output.read_text(), "the loss was not said")
+    newest = cluster.events("restarting", "checkpoint")[-1]["step"]
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 128 + signal.SIGTERM
+    assert f"go on with: raylm resume --from-checkpoint {folder(cluster, 'restarting')}" in run.output.read_text()
+    summary = cluster.summary("restarting")
+    assert (summary["status"], summary["steps"]) == ("interrupted", newest)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from raylm.checkpoint.store import CheckpointStore, step_of
 from raylm.cluster.attempt import Attempt
 from raylm.cluster.autoscaling import may_come, wish
 from raylm.cluster.board import Board, ConnectionLost, Message
@@ -61,6 +62,10 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
             driver = _Driver(record, demand, run_folder, view, received)
             try:
                 return driver.run()
+            except Stopped as stopped:
+                if stopped.summary is None:
+                    driver.stopped_at_once()
+                raise
             except ConnectionLost as lost:
                 reason = f"the Ray cluster does not answer any more ({lost})"
                 raise driver.failed(reason) from lost
@@ -95,11 +100,13 @@ class _Driver:
                 if pause.number is not None:
                     raise Stopped(pause.number, summary, pause.why)
                 self._view.note(f"{pause.why}: saved at step {summary.steps}")
+            elif pause is not None and pause.number is not None:
+                raise Stopped(pause.number, None)
             elif not attempt.found_no_room:
                 for rank, reason in attempt.losses.items():
                     self._view.note(f"worker {rank} was lost: {reason}")
                 if pause is None and not attempt.preempted:
-                    failures = failures.after(self._saved)
+                    failures = failures.after(self._newest())
                 if failures.too_many:
                     raise self.failed(f"{failures.say()}: {attempt.reason}")
 
@@ -107,6 +114,19 @@ class _Driver:
         """Writes down that the run failed."""
         self._end("failed", reason)
         return RunFailed(f"{reason}; the whole story is in {self._run_folder / 'logs'}")
+
+    def stopped_at_once(self) -> None:
+        """Writes down that the run ended at its newest checkpoint, where no worker did."""
+        newest = self._newest()
+        if self._saved >= 0 and self._returned is None:
+            self._steps = newest
+            self._end("interrupted", f"stopped without a save; the newest checkpoint is of step {newest}")
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint. A worker that is killed cannot tell of its last one."""
+        path = CheckpointStore(self._run_folder / "checkpoints").newest()
+        on_disk = step_of(path) if path is not None else None
+        return max(self._saved, on_disk or 0)
 
     def _end(self, status: str, reason: str) -> Summary:
         summary = Summary(status, reason, self._steps, 0)
@@ -155,7 +175,7 @@ class _Driver:
     def _follow(self, attempt: Attempt, workers: int) -> Pause | None:
         """Shows what the board says until the attempt is over; why it was asked to end, where it was."""
         pause: Pause | None = None
-        self._started, self._places, self._returned = False, {}, None
+        self._started, self._places = False, {}
         growth, looked = Growth(), time.monotonic()
         while True:
             over = attempt.over
@@ -170,7 +190,7 @@ class _Driver:
                 self._view.note("stopping: a checkpoint is saved first (once more to stop at once)")
             if len(self._received) > 1:
                 raise Stopped(self._received[0], None)
-            saved = self._returned is not None and self._returned.status == "interrupted"
+            saved = self._started and self._returned is not None and self._returned.status == "interrupted"
             if saved and pause is not None and pause.number is not None:
                 raise Stopped(pause.number, self._returned, pause.why)  # the grace of whoever stops us may be short
             now = time.monotonic()
@@ -197,7 +217,8 @@ class _Driver:
             case kind:
                 self._view.show(message)
                 self._steps = message["step"]
-                self._started = self._started or kind in ("start", "resume")
+                if kind in ("start", "resume"):
+                    self._started, self._returned = True, None
                 if kind == "resume" or (kind == "checkpoint" and "path" in message):
                     self._saved = max(self._saved, message["step"])
 

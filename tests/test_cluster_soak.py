@@ -1,0 +1,44 @@
+"""Longer proofs on real clusters: a head that dies and comes back, a run killed at random."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray_cluster import ENDLESS, ROOT, Cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_a_lost_head_ends_the_run_with_one_line_and_resume_goes_on_once_it_is_back(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, cpus=1)
+    try:
+        run = cluster.start(*cluster.train("headless", *ENDLESS))
+        cluster.wait_for("headless", "checkpoint", 3)
+        cluster.kill_node(cluster.head)
+        assert run.wait(120) == 1
+        output = run.output.read_text()
+        assert "raylm: the Ray cluster does not answer any more" in output
+        assert f"raylm resume --from-checkpoint {cluster.folder / 'runs' / 'headless'}" in output
+        assert "Traceback" not in output
+        newest = cluster.events("headless", "checkpoint")[-1]["step"]
+        cluster.start_head(cpus=1)
+        done = cluster.run(*cluster.resume("headless", "--steps", str(newest + 20)))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert cluster.events("headless", "resume")[0]["step"] == newest
+        assert cluster.summary("headless")["status"] == "completed"
+    finally:
+        cluster.close()
+
+
+def test_a_run_killed_at_random_instants_ends_as_the_unbroken_one(ptb_dir: Path) -> None:
+    """Rank 0, rank 1 and the driver, once each; `python jobs/soak.py` kills twenty times."""
+    options = ("--kills", "3", "--lines", "300", "--epochs", "1", "--ptb", str(ptb_dir))
+    done = subprocess.run(
+        [sys.executable, "jobs/soak.py", *options], cwd=ROOT, env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same state, bit for bit" in done.stdout
