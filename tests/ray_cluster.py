@@ -177,7 +177,7 @@ class Cluster:
         return self.events(name, kind)[-1]
 
     @staticmethod
-    def wait(until: Callable[[], Any], problem: str, seconds: float = 120) -> None:
+    def wait(until: Callable[[], Any], problem: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while not until():
             if time.monotonic() > deadline:

@@ -43,7 +43,7 @@ def test_an_elastic_run_shrinks_when_a_node_dies_grows_when_one_comes_and_ends_o
     assert (stopped["status"], stopped["step"]) == ("interrupted", grown["step"])  # nothing was computed again
     cluster.wait_for("elastic", "checkpoint", len(cluster.events("elastic", "checkpoint")) + 1)
     run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 128 + signal.SIGTERM
+    assert run.wait(120) == 128 + signal.SIGTERM
     output = run.output.read_text()
     assert f"go on with: raylm resume --from-checkpoint {folder(cluster, 'elastic')}" in output
     assert "there is room for 2 workers now" in output
@@ -63,7 +63,7 @@ def test_a_drained_node_is_left_without_a_lost_step_and_where_no_other_is_the_ru
     assert (stopped["status"], stopped["step"]) == ("interrupted", resumed["step"])
     cluster.wait_for("drained", "step", len(cluster.events("drained", "step")) + 5)
     cluster.drain(cluster.node_with(cluster.worker("drained", 1)))
-    assert run.wait(60) == 128 + signal.SIGTERM
+    assert run.wait(120) == 128 + signal.SIGTERM
     output = run.output.read_text()
     assert "nodes are gone: room for 1 of 2 workers" in output
     assert f"go on with: raylm resume --from-checkpoint {folder(cluster, 'drained')}" in output
@@ -99,7 +99,7 @@ def test_a_run_that_is_stopped_while_its_workers_start_again_ends_at_its_newest_
     cluster.wait(lambda: "worker 0 was lost" in run.output.read_text(), "the loss was not said")
     newest = cluster.events("restarting", "checkpoint")[-1]["step"]
     run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 128 + signal.SIGTERM
+    assert run.wait(120) == 128 + signal.SIGTERM
     assert f"go on with: raylm resume --from-checkpoint {folder(cluster, 'restarting')}" in run.output.read_text()
     summary = cluster.summary("restarting")
     assert (summary["status"], summary["steps"]) == ("interrupted", newest)
