@@ -12,17 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from made_datasets import make_dataset
 
 from raylm.cli import main as command_line
 from raylm.config import RunConfig
+from raylm.data.corpora import find_corpus
+from raylm.data.prepare import prepare_corpus
 from raylm.observe.chart import spark
+from raylm.observe.data_symptoms import DataEvidence, data_evidence, data_findings
 from raylm.observe.events import EventLog
-from raylm.observe.findings import Evidence, first_step, smooth
+from raylm.observe.findings import Evidence, evidence_of, first_step, smooth
 from raylm.observe.run_folder import RunRecord, create_run_folder
-from raylm.observe.story import Points
+from raylm.observe.story import Points, untold_story
 from raylm.observe.summary import Summary, write_summary
 from raylm.observe.symptoms import RULES, diagnose
+from raylm.recipes import RECIPES
 
 LN_V = math.log(10_000)
 
@@ -89,6 +95,8 @@ def planted(name: str, seed: int, steps: int) -> Evidence:
             return replace(sound, loss=loss)
         case "large first weights":
             return replace(sound, loss=[(1, 14.0), *sound.loss[1:]])
+        case "huge first weights, and it diverges":
+            return replace(sound, loss=[(step, 38.0) for step, _ in sound.loss])
         case "decay in the wrong unit":
             return replace(sound, rate=[(step, 0.1 ** (step // 15)) for step, _ in sound.rate])
         case "no clip":
@@ -114,6 +122,7 @@ EXPECTED = {
     "no gradient": ("wrong", "learns nothing"),
     "context ignored": ("wrong", "context ignored"),
     "large first weights": ("suspect", "first loss"),
+    "huge first weights, and it diverges": ("wrong", "first loss"),
     "decay in the wrong unit": ("suspect", "decayed too soon"),
     "no clip": ("suspect", "no clip"),
     "overfit": ("suspect", "overfit"),
@@ -165,7 +174,7 @@ def test_at_most_three_findings_are_shown_and_notes_are_last() -> None:
     slow = [(step, 9000.0 if step < 1000 else 900.0) for step, _ in seen.speed]
     seen = replace(seen, speed=slow, loss=[(1, 14.0), *seen.loss[1:]], verdicts=((5, "DATA: x"),))
     found = diagnose(seen)
-    assert [each.severity for each in found.findings] == ["wrong", "suspect", "note"]
+    assert [each.severity for each in found.findings] == ["wrong", "wrong", "note"]
     assert found.left_out == 1
 
 
@@ -177,6 +186,63 @@ def test_medians_and_first_steps() -> None:
     assert spark(points, 10) == "▁█▁▂"
     assert spark([(1, 5.0)], 10) == "▄"
     assert spark([], 10) == ""
+
+
+# The data
+
+
+def texts(
+    folder: Path, *, rows: int = 200, words: int = 50, repeat: int = 1, shared: int = 0, unknown: int = 0
+) -> DataEvidence:
+    """Train and valid datasets of rows of ten tokens: `repeat` times each, `shared` of them in both."""
+    draw = np.random.default_rng(0)
+    train = draw.integers(2, words, (rows, 10))
+    valid = draw.integers(2, words, (100, 10))
+    valid[:shared] = train[:shared]
+    train[:unknown, :6] = 1
+    for name, table in (("train", np.tile(train, (repeat, 1))), ("valid", valid)):
+        table[:, 9] = 0
+        make_dataset(folder / name, table.ravel(), np.full(len(table), 10), words, chunk=640)
+    return data_evidence(str(folder / "train"), str(folder / "valid"))
+
+
+@pytest.mark.parametrize(
+    ("made", "severity", "rule"),
+    [
+        ({"shared": 60}, "wrong", "valid in train"),
+        ({"shared": 20}, "suspect", "valid in train"),
+        ({"repeat": 3}, "suspect", "repeated rows"),
+        ({"unknown": 90}, "suspect", "unknown words"),
+        ({"words": 5000}, "note", "little text"),
+    ],
+)
+def test_a_fault_of_the_data_is_found(made: dict[str, int], severity: str, rule: str, tmp_path: Path) -> None:
+    found = diagnose(healthy(), texts(tmp_path, **made)).findings
+    assert [(each.severity, each.rule) for each in found][:1] == [(severity, rule)]
+
+
+def test_sound_data_is_no_finding(tmp_path: Path) -> None:
+    assert data_findings(texts(tmp_path, shared=5)) == []
+
+
+def test_repeats_are_counted_exactly(tmp_path: Path) -> None:
+    seen = texts(tmp_path, repeat=4, shared=7).repeats
+    assert (seen.rows, seen.repeated, seen.valid_in_train) == (800, 0.75, 0.07)
+
+
+def test_the_penn_treebank_repeats_little(ptb_dir: Path, tmp_path: Path) -> None:
+    corpus = find_corpus("ptb", data_dir=ptb_dir, say=lambda line: None)
+    splits = prepare_corpus(corpus, tmp_path, lambda line: None, vocabulary_size=10_000)
+    seen = data_evidence(str(splits.train), str(splits.valid))
+    assert (round(seen.repeats.repeated, 3), round(seen.repeats.valid_in_train, 3)) == (0.014, 0.016)
+    assert round(seen.unknown_rate, 3) == 0.048
+    assert data_findings(seen) == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_is_suspect_before_it_trains(recipe: str) -> None:
+    config = RunConfig.model_validate(RECIPES[recipe]).model_dump(mode="json")
+    assert diagnose(evidence_of(untold_story(config, {}))).verdict == "healthy"
 
 
 # The command
@@ -241,7 +307,14 @@ def test_nothing_found_is_said(tmp_path: Path, said: Callable[..., tuple[int, st
     log.append("start", 0, 0)
     log.close()
     code, output, _ = said(str(tmp_path))
-    assert (code, output) == (0, f"healthy ({tmp_path.name}, 0 updates, not ended)\n\nNo rule found anything.\n")
+    assert code == 0
+    assert output.splitlines() == [
+        f"healthy ({tmp_path.name}, 0 updates, not ended)",
+        "",
+        "No rule found anything.",
+        "",
+        "The data was not looked at: the run does not say where it is",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +339,30 @@ def test_a_patch_that_cannot_be_written_is_one_line(
     code, _, error = said(str(run), "--apply", str(target))
     assert (code, error.count("\n")) == (2, 1)
     assert line in error
+
+
+def test_before_it_trains_the_configuration_and_the_data_are_looked_at(
+    tmp_path: Path, said: Callable[..., tuple[int, str, str]]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the {n % 7} company said it would buy all of {n % 5} more\n" for n in range(4000)))
+    words = ("--preflight", "--corpus", str(text), "--cache-dir", str(tmp_path), "--optimizer.name", "adam")
+    code, output, _ = said(*words, "--json")
+    found = json.loads(output)
+    assert (code, found["verdict"]) == (1, "wrong")
+    assert [each["rule"] for each in found["findings"]] == ["valid in train", "learning rate", "repeated rows"]
+    assert "did you mean --corpus?" in said("--preflight", "--corpsu", "x")[2]
+
+
+def test_data_that_is_gone_or_elsewhere_is_said_not_to_be_looked_at(
+    tmp_path: Path, said: Callable[..., tuple[int, str, str]]
+) -> None:
+    run = sick_run(tmp_path / "run")
+    assert "The data was not looked at: train" in said(str(run))[1]
+    record = json.loads((run / "config.json").read_text())
+    record["datasets"]["train"] = "s3://bucket/train"
+    (run / "config.json").write_text(json.dumps(record))
+    assert "it is in an object store" in said(str(run))[1]
 
 
 def test_where_the_configuration_mends_nothing_apply_says_so(

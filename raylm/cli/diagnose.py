@@ -1,4 +1,5 @@
-"""`raylm diagnose RUN`: is something wrong with this training, and what to do, from what the run tells of itself.
+"""`raylm diagnose RUN`: is something wrong with this training, and what to do, from what the run tells of itself and
+from its data; with --preflight before it trains, from its configuration and its data.
 
 Exit codes: 0 healthy or suspect · 1 wrong · 2 a mistake that the user can mend.
 """
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from raylm.cli.config import toml_lines
+from raylm.cli.options import parse_run_config
 from raylm.cli.tables import print_json
+from raylm.cli.train import prepare
 from raylm.cli.words import merged
 from raylm.data.caching import write_file
 from raylm.errors import UserError
 from raylm.observe.chart import spark
+from raylm.observe.data_symptoms import DataEvidence, data_evidence
 from raylm.observe.events import finite_json
 from raylm.observe.findings import Diagnosis, Finding, evidence_of
-from raylm.observe.story import Story, read_story
+from raylm.observe.story import Story, read_story, untold_story
 from raylm.observe.symptoms import diagnose
 
 SUMMARY = "Say whether something is wrong with a training, since when, why, and what to change."
@@ -30,33 +34,64 @@ SUMMARY = "Say whether something is wrong with a training, since when, why, and 
 
 def main(arguments: Sequence[str], program: str = "raylm diagnose") -> int:
     """The exit code. Raises: UserError: a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        program,
-        description=SUMMARY,
-        epilog=f"example: {program} runs/quick-20261121-220000 --apply mended.toml",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", metavar="RUN", help="the run's folder; it may still be training")
-    parser.add_argument("--apply", metavar="FILE", type=Path, help="write the run's configuration, mended, as TOML")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
-    story = read_story(Path(options.run))
-    found = diagnose(evidence_of(story))
+    preflight = "--preflight" in arguments and not {"-h", "--help"} & set(arguments)
+    parser = _parser(program)
+    if preflight:
+        options, rest = parser.parse_known_args(arguments)
+        config = parse_run_config(rest, program=f"{program} --preflight")
+        record = prepare(config, lambda line: print(line, file=sys.stderr))
+        story = untold_story(config.model_dump(mode="json"), record.datasets)
+    else:
+        parser.add_argument("run", metavar="RUN", help="the run's folder; it may still be training")
+        options = parser.parse_args(arguments)
+        story = read_story(Path(options.run))
+    data, why_not = _data(story)
+    found = diagnose(evidence_of(story), data)
     if options.json:
-        print_json(sys.stdout, finite_json(asdict(found)))
+        print_json(sys.stdout, finite_json({**asdict(found), "data_not_looked_at": why_not}))
     else:
         print("\n".join(lines(found, story, shutil.get_terminal_size((100, 24)).columns)))
+        if why_not:
+            print(f"\nThe data was not looked at: {why_not}")
     if options.apply is not None:
         _apply(found, story, options.apply)
         print(f"written to {options.apply}: raylm train --config {options.apply}", file=sys.stderr)
     return 1 if found.verdict == "wrong" else 0
 
 
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        program,
+        description=SUMMARY,
+        epilog=f"examples: {program} runs/quick-20261121-220000 --apply mended.toml · "
+        f"{program} --preflight --recipe ptb-small --corpus ptb",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--preflight", action="store_true", help="no run: the options of raylm train, before it trains")
+    parser.add_argument("--apply", metavar="FILE", type=Path, help="write the run's configuration, mended, as TOML")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _data(story: Story) -> tuple[DataEvidence | None, str]:
+    """What the run's data shows, or why it could not be looked at."""
+    train, valid = story.datasets.get("train", ""), story.datasets.get("valid", "")
+    if not train or not valid:
+        return None, "the run does not say where it is"
+    if "://" in train + valid:
+        return None, "it is in an object store; raylm data show looks there"
+    try:
+        return data_evidence(train, valid), ""
+    except UserError as error:
+        return None, str(error)
+
+
 def lines(found: Diagnosis, story: Story, width: int) -> list[str]:
     """The diagnosis as text that fits a width, the verdict first."""
     width = max(40, min(width, 100))
     since = f" since step {found.since:,}" if found.since is not None else ""
-    told = [f"{found.verdict}{since} ({story.name}, {story.last_step:,} updates, {story.status})"]
+    course = f", {story.last_step:,} updates, {story.status}" if story.start else ""
+    told = [f"{found.verdict}{since} ({story.name}{course})"]
     if not found.findings:
         told += ["", "No rule found anything."]
     for number, finding in enumerate(found.findings, start=1):

@@ -82,7 +82,7 @@ class Evidence:
     optimizer: str | None = None
     peak_rate: float | None = None
     terms: float | None = None
-    tokens: int | None = None
+    tokens: float | None = None
     clip: float | None = None
     dropout: float = 0.0
     steps_total: int | None = None
@@ -98,7 +98,8 @@ def evidence_of(story: Story) -> Evidence:
     """The evidence in a run's folder."""
     floors = dict(story.floors)
     optimizer, data, schedule = (_section(story.config, name) for name in ("optimizer", "data", "schedule"))
-    window, lanes = _number(data.get("window")), _number(data.get("lanes"))
+    window = _number(data.get("window"))
+    steps = story.curves["loss"][-1][0] if story.curves["loss"] else 0
     scale = optimizer.get("loss_scale")
     peak = _number(schedule.get("learning_rate"))
     failed = story.summary.reason if story.summary is not None and story.summary.status == "failed" else ""
@@ -115,7 +116,7 @@ def evidence_of(story: Story) -> Evidence:
         optimizer=optimizer.get("name"),
         peak_rate=peak if peak is not None else max((rate for _, rate in story.curves["learning_rate"]), default=None),
         terms={"token_mean": 1.0, "sequence_sum": window}.get(str(scale)),
-        tokens=int(window * lanes) if window and lanes else None,
+        tokens=story.tokens / steps if story.tokens and steps else None,
         clip=_number(optimizer.get("clip_norm")) or _number(story.start.get("clip_norm")),
         dropout=_number(_section(story.config, "model").get("dropout")) or 0.0,
         steps_total=story.start.get("steps_total"),

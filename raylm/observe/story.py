@@ -49,6 +49,8 @@ class Story:
     samples: tuple[tuple[int, str], ...]
     last_step: int
     summary: Summary | None
+    tokens: float | None = None
+    """Targets trained on, as the last step event tells."""
     config: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     datasets: Mapping[str, str] = field(default_factory=dict)
@@ -81,6 +83,12 @@ def read_story(folder: Path) -> Story:
     return _told(folder.resolve().name, events, read_summary(folder) if ended else None, record)
 
 
+def untold_story(config: Mapping[str, Any], datasets: Mapping[str, str]) -> Story:
+    """A run that has not begun: what it would train, on what."""
+    curves: dict[str, Points] = {figure: [] for figure in FIGURES}
+    return Story("before it trains", {}, curves, (), {}, (), (), 0, None, config=config, datasets=datasets)
+
+
 def _record(path: Path) -> Mapping[str, Any]:
     """config.json as it is: a report of an old run needs no option of this raylm's."""
     try:
@@ -101,7 +109,7 @@ def _told(name: str, events: Iterable[Event], summary: Summary | None, record: M
     evaluations: dict[str, Points] = {}
     marks: list[Mark] = []
     samples: list[tuple[int, str]] = []
-    last = 0
+    last, tokens = 0, None
     for event in events:
         kind, step = event["kind"], event["step"]
         if kind == "start":
@@ -114,6 +122,7 @@ def _told(name: str, events: Iterable[Event], summary: Summary | None, record: M
         elif kind == "step":
             for figure in FIGURES:
                 _add(curves[figure], step, event.get(figure))
+            tokens = number(event.get("tokens"))
         elif kind == "eval":
             _add(evaluations.setdefault(str(event.get("split")), []), step, event.get("nats"))
         elif kind == "sample":
@@ -132,6 +141,7 @@ def _told(name: str, events: Iterable[Event], summary: Summary | None, record: M
         tuple(samples),
         last,
         summary,
+        tokens,
         _mapping(record, "config"),
         str(record.get("note") or ""),
         _mapping(record, "datasets"),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+from raylm.observe.data_symptoms import DataEvidence, data_findings
 from raylm.observe.figures import compact, nats, perplexity, perplexity_of
-from raylm.observe.findings import Diagnosis, Evidence, Finding, conclude, first_step, smooth
+from raylm.observe.findings import Diagnosis, Evidence, Finding, Severity, conclude, first_step, smooth
 from raylm.observe.rates import judge_rate
 from raylm.observe.update_symptoms import (
     always_clipped,
@@ -23,9 +24,10 @@ from raylm.observe.update_symptoms import (
 )
 
 
-def diagnose(seen: Evidence) -> Diagnosis:
-    """All rules, and the verdict over what they find."""
-    return conclude([found for rule in RULES if (found := rule(seen)) is not None])
+def diagnose(seen: Evidence, data: DataEvidence | None = None) -> Diagnosis:
+    """All rules, those of the data where that was looked at, and the verdict over what they find."""
+    found = [found for rule in RULES if (found := rule(seen)) is not None]
+    return conclude([*found, *(() if data is None else data_findings(data))])
 
 
 def ended_failed(seen: Evidence) -> Finding | None:
@@ -110,7 +112,8 @@ def too_good(seen: Evidence) -> Finding | None:
 
 
 def starts_wrong(seen: Evidence) -> Finding | None:
-    """The first loss is within a tenth of ln V, where the weights are fresh and small."""
+    """The first loss is within a tenth of ln V, where the weights are fresh and small; far above, and it stays there,
+    that is the cause."""
     if seen.uniform is None or not seen.loss or seen.loss[0][0] > 1:
         return None
     first, ratio = seen.loss[0][1], seen.loss[0][1] / seen.uniform
@@ -124,7 +127,8 @@ def starts_wrong(seen: Evidence) -> Finding | None:
     evidence = (f"loss {nats(first)} at step 1; ln V = {nats(seen.uniform)}",)
     patch = {"model.init_scale": 0.1} if ratio > 1 else {}
     advice = "Draw the weights from ± 0.1 or less." if ratio > 1 else "Look at what the run started from."
-    return Finding("first loss", "suspect", title, evidence, advice, "ln V", 1, seen.loss, patch)
+    severity: Severity = "wrong" if ratio > 1.5 and seen.loss[-1][1] > 1.03 * seen.uniform else "suspect"
+    return Finding("first loss", severity, title, evidence, advice, "ln V", 1, seen.loss, patch)
 
 
 def learns_nothing(seen: Evidence) -> Finding | None:
@@ -217,12 +221,12 @@ def went_through_faults(seen: Evidence) -> Finding | None:
 
 RULES: Sequence[Callable[[Evidence], Finding | None]] = (
     ended_failed,
+    starts_wrong,
     worse_than_guessing,
     too_good,
     diverged_again,
     learns_nothing,
     stuck_at_unigram,
-    starts_wrong,
     rate_for_the_optimizer,
     decayed_too_soon,
     gradients_leap,

@@ -19,10 +19,11 @@ def rate_for_the_optimizer(seen: Evidence) -> Finding | None:
     verdict = judge_rate(seen.optimizer, seen.peak_rate, seen.terms, seen.clip)
     if verdict.level not in ("too high", "high") or (verdict.level == "high" and _falls(seen)):
         return None
+    untried = verdict.level == "high" and not seen.loss
     patch, advice = slower(seen)
     return Finding(
         "learning rate",
-        "suspect",
+        "note" if untried else "suspect",
         f"The learning rate {compact(seen.peak_rate)} is {verdict.level} for {seen.optimizer}.",
         (verdict.why,),
         advice,
@@ -121,12 +122,14 @@ def slower(seen: Evidence) -> tuple[dict[str, float], str]:
     """A patch to a rate that the optimizer is used with, or to a tenth of one that is usual already."""
     verdict = judge_rate(seen.optimizer, seen.peak_rate, seen.terms, seen.clip)
     if verdict.level in ("high", "too high"):
-        return rate_patch(seen), f"Set the learning rate to {compact(rate_patch(seen).get(_RATE))}."
-    patch = {} if seen.peak_rate is None else {_RATE: float(compact(seen.peak_rate / 10))}
+        patch, advice = rate_patch(seen), f"Set the learning rate to {compact(rate_patch(seen).get(_RATE))}"
+    else:
+        patch = {} if seen.peak_rate is None else {_RATE: float(compact(seen.peak_rate / 10))}
+        advice = "Try a tenth of the learning rate; look at the data where it began"
     if seen.clip is None:
-        patch["optimizer.clip_norm"] = 5.0 if (seen.terms or 1) > 1 else 0.25
-        return patch, "Clip the gradient's norm, and try a tenth of the learning rate."
-    return patch, "Try a tenth of the learning rate; look at the data where it began."
+        clip = {"optimizer.clip_norm": 5.0 if (seen.terms or 1) > 1 else 0.25}
+        return patch | clip, f"{advice}; clip the gradient's norm."
+    return patch, f"{advice}."
 
 
 def rate_patch(seen: Evidence) -> dict[str, float]:
