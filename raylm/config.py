@@ -22,6 +22,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -207,6 +208,13 @@ class ClusterConfig(Section):
     that each node has, else 1."""
     cpus_per_worker: PositiveFloat = 1.0
     """Cores that each worker asks Ray for."""
+    exact_elastic: bool = False
+    """End in the same state to the last bit, on any number of replicas of all workers up to virtual_shards, a number
+    that may change from resume to resume. The step takes longer (README), and beyond two replicas sums replicas / 2
+    times the bytes. Exact on processors of one kind only."""
+    virtual_shards: int = 4
+    """exact_elastic: shards of the global batch, a power of two, computed one by one and summed in a fixed order. Each
+    number of shards has an end of its own."""
     address: str | None = None
     """Ray cluster to use; default $RAY_ADDRESS, else Ray is started on this machine and stopped at the end."""
     max_failures: NonNegativeInt = 3
@@ -224,6 +232,18 @@ class ClusterConfig(Section):
     @property
     def most_workers(self) -> int:
         return int(str(self.workers).rpartition(":")[2])
+
+    @field_validator("virtual_shards")
+    @classmethod
+    def _is_power_of_two(cls, shards: int) -> int:
+        if shards < 1 or shards & (shards - 1):
+            raise ValueError("expected a power of two, as in 4")
+        return shards
+
+    @property
+    def fixed_shards(self) -> int | None:
+        """The virtual shards of an exact-elastic run; None for one shard a replica."""
+        return self.virtual_shards if self.exact_elastic else None
 
 
 class RunConfig(Section):
@@ -278,5 +298,6 @@ SHORTCUTS: dict[str, str] = {
     "checkpoint.every": "checkpoint-every",
     "cluster.workers": "workers",
     "cluster.replicas": "replicas",
+    "cluster.exact_elastic": "exact-elastic",
 }
 """Short option names for the fields that are typed most."""

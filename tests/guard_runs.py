@@ -135,7 +135,7 @@ def _main(folder: Path, rank: int, replicas: int, ports: list[str]) -> None:
     for name, fields in jobs["runs"]:
         settings = RunConfig.model_validate(fields)
         run_folder = folder / name
-        topology = Topology(rank, len(ports), replicas, settings.data.lanes)
+        topology = Topology(rank, len(ports), replicas, settings.data.lanes, settings.cluster.fixed_shards)
         summary = train(settings, Datasets("made", dataset, dataset, dataset), topology, run_folder, outside)
         print(json.dumps(summary.to_json()), flush=True)
 

@@ -96,11 +96,13 @@ VALUES = {key: OTHER.get(key, field.get_default()) for key, field in fields_of(R
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, value in VALUES.items() if value != ()])
 def test_every_field_is_an_option(key: str, value: Any) -> None:
+    """A switch stands alone and turns its default over."""
+    switch = isinstance(value, bool)
     for option in {key.replace("_", "-"), SHORTCUTS.get(key, key.replace("_", "-"))}:
-        config: Any = parse(f"--{option}", *plain(value))
+        config: Any = parse(f"--{option}", *(() if switch else plain(value)))
         for part in key.split("."):
             config = getattr(config, part)
-        assert config == value
+        assert config == (not value if switch else value)
 
 
 @pytest.mark.parametrize(

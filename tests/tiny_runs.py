@@ -35,7 +35,7 @@ def tiny(**changes: Any) -> RunConfig:
         "report": {"log_every": 1, "sample_every": 0},
     }
     for key, value in changes.items():
-        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
     return RunConfig.model_validate(tree)
 
 

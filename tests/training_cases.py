@@ -50,10 +50,16 @@ class Stepped:
 
 
 def steps(
-    replicas: int, lanes: int, words: int, scenarios: dict[str, tuple[dict[str, Any], list[Window]]]
+    replicas: int,
+    lanes: int,
+    words: int,
+    scenarios: dict[str, tuple[dict[str, Any], list[Window]]],
+    rank: int = 0,
+    workers: int = 1,
+    virtual_shards: int | None = None,
 ) -> dict[str, list[Stepped]]:
     """For each (configuration, windows): the state before the first step and after each, from fresh weights."""
-    topology = Topology(0, 1, replicas, lanes)
+    topology = Topology(rank, workers, replicas, lanes, virtual_shards)
     strategy = make_strategy(topology)
     return {
         name: _steps(strategy, topology, RunConfig.model_validate(tree), words, windows)
@@ -80,7 +86,8 @@ def _steps(
     carry = fresh_carry(made)
     states = [look(carry, {})]
     for window in windows:
-        batch = Batch(*(tf.constant(_padded(part, topology.padded_lanes)) for part in window[:4]))
+        mine = (part[topology.first_lane : topology.stop_lane] for part in window[:4])
+        batch = Batch(*(tf.constant(_padded(part, topology.padded_lanes)) for part in mine))
         control = Control(
             position=tf.constant(window.position),
             learning_rate=tf.constant(window.learning_rate),
@@ -131,7 +138,7 @@ def attempt(
     )
     datasets = Datasets("tiny", *(open_dataset(data / split) for split in ("train", "valid", "test")))
     try:
-        topology = Topology(rank, workers, replicas, config.data.lanes)
+        topology = Topology(rank, workers, replicas, config.data.lanes, config.cluster.fixed_shards)
         told.summary = train(config, datasets, topology, folder, outside)
     except UserError as mistake:
         told.mistake = str(mistake)

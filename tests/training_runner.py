@@ -38,7 +38,7 @@ class Call:
         self.process.start()
         theirs.close()
 
-    def answer(self, seconds: float = 120) -> Any:
+    def answer(self, seconds: float = 280) -> Any:
         """What the function returned; the process stays.
 
         Raises:

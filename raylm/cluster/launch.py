@@ -57,7 +57,8 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
     view.wait("starting Ray")
     with output_to(run_folder / "logs" / "driver.log"), connected(config.cluster.address):
         demand = plan(config.cluster, [*(node.total for node in _staying()), *may_come()])
-        Topology(0, demand.most, demand.replicas, config.data.lanes)  # refuses more replicas than lanes
+        # Refuses more replicas than lanes or shards.
+        Topology(0, demand.most, demand.replicas, config.data.lanes, config.cluster.fixed_shards)
         with _signals() as received:
             driver = _Driver(record, demand, run_folder, view, received)
             try:

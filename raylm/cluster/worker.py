@@ -23,6 +23,10 @@ from raylm.training.topology import Topology
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
 """Environment of a worker before TensorFlow is imported: no start-up chatter, and no import of Keras (seconds)."""
 
+EXACT_TENSORFLOW = {"TF_ENABLE_ONEDNN_OPTS": "1"}
+"""Environment of an exact-elastic run: oneDNN's products, unlike Eigen's, do not hang on the number of cores. By
+default TensorFlow takes them on newer processors only."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,14 +62,15 @@ def run_worker(job: Job) -> dict[str, Any]:
         poster.publish({"kind": "place", "rank": rank, "node": this_node()})
         if rank == 0:
             poster.publish({"kind": "wait", "what": "importing TensorFlow"})
-        os.environ.update(QUIET_TENSORFLOW)
+        os.environ.update(QUIET_TENSORFLOW, **(EXACT_TENSORFLOW if job.config.cluster.exact_elastic else {}))
         from raylm.training.loop import Outside, train  # here: the driver imports this module, and has
         # no use for TensorFlow, whose import takes seconds
 
         outside = Outside(poster.publish, poster.stop_requested, _report)
-        topology = Topology(rank, workers, job.replicas, job.config.data.lanes)
+        config = job.config
+        topology = Topology(rank, workers, job.replicas, config.data.lanes, config.cluster.fixed_shards)
         datasets = Datasets(job.corpus, *(open_dataset(folder) for folder in job.datasets))
-        summary = train(job.config, datasets, topology, Path(job.run_folder), outside).to_json()
+        summary = train(config, datasets, topology, Path(job.run_folder), outside).to_json()
         if rank == 0:
             poster.publish({"kind": "summary", "summary": summary})
         return summary

@@ -11,6 +11,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 
 from raylm.errors import UserError
 from raylm.model.types import Tensor
+from raylm.training.summation import tree_sum
 from raylm.training.topology import Topology
 
 
@@ -50,3 +51,19 @@ def all_reduce_sum(values: list[Tensor]) -> list[Tensor]:
     if context.num_replicas_in_sync == 1:
         return values
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
+
+
+def all_reduce_tree(values: list[Tensor], holders: int) -> list[Tensor]:
+    """Each value summed over the first `holders` replicas, a power of two, in the order of a balanced binary tree.
+
+    An all-reduce of more than two values has no order that could be relied on. So every pair of replicas sums into a
+    slot of its own: what is added there but the pair's two values is -0, which changes no bit. Then each replica
+    sums the slots. That moves and holds holders / 2 times the bytes of `all_reduce_sum`.
+    """
+    context = tf.distribute.get_replica_context()
+    replica, slots = context.replica_id_in_sync_group, max(holders // 2, 1)
+    if context.num_replicas_in_sync == holders <= 2:
+        return all_reduce_sum(values)
+    mine = (tf.range(slots) == replica // 2) & (replica < holders)
+    spread = [tf.where(tf.reshape(mine, [slots, *[1] * value.shape.rank]), value, -0.0) for value in values]
+    return [tree_sum(tf.unstack(value, slots)) for value in all_reduce_sum(spread)]

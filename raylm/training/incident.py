@@ -53,7 +53,7 @@ class RecordedStep:
 
 @dataclass(frozen=True)
 class Incident:
-    """What a folder holds. steps: the last one failed. shares: replicas of all workers.
+    """What a folder holds. steps: the last one failed. shares: shards of the lanes.
 
     where: what each lane of the last window reads, and where that lies.
     """

@@ -51,7 +51,7 @@ class Investigation:
         run_folder: Path,
         total_steps: int,
     ) -> None:
-        """source: of all lanes, with those that pad them on `topology`."""
+        """source: of all lanes, with those that pad them on `topology.undivided`."""
         self.config, self.topology, self.source = config, topology, source
         self.record, self.run_folder, self.total_steps = record, run_folder, total_steps
 
@@ -66,7 +66,7 @@ class Investigation:
             recorded = Incident(
                 config=self.config,
                 vocabulary=vocabulary,
-                shares=self.topology.workers * self.topology.replicas,
+                shares=self.topology.shards,
                 kind=incident.kind,
                 reason=reason,
                 loss=outcome.loss,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,8 @@ class _Run:
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
         self.step = compile_step(self.replicas, config)
         self.evaluator = Evaluator(self.replicas.model, config.data)
-        whole = replace(topology, rank=0, workers=1, replicas=topology.workers * topology.replicas)
-        all_lanes = open_source(config, datasets.train, whole)
-        investigation = Investigation(config, whole, all_lanes, self.record, run_folder, self.total_steps)
+        all_lanes = open_source(config, datasets.train, topology.undivided)
+        investigation = Investigation(config, topology, all_lanes, self.record, run_folder, self.total_steps)
         store = CheckpointStore(run_folder / "checkpoints")
         self.saver = Saver(config, self.replicas, store, self.record, datasets.train.dataset_id)
         self.recovery = Recovery(config, self.replicas, self.source, investigation, self.record, self.saver, run_folder)

@@ -1,7 +1,7 @@
 """A recorded step computed again in one process: the replicas' shares one after the other, in the same order.
 
-No strategy, no collective: what several replicas summed is summed here in rank order, and everything else is the
-step's own code (`raylm.training.step`).
+No strategy, no collective: what several replicas summed is summed here in rank order, virtual shards in that of their
+tree, and everything else is the step's own code (`raylm.training.step`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from raylm.training.incident import Incident, RecordedStep
 from raylm.training.inject import strike_of, touch_of
 from raylm.training.state import assign_all
 from raylm.training.step import Batch, Control, Share, any_width, apply_gated, share_of_step
+from raylm.training.summation import fixed_global_norm, tree_sum
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Probe:
         self.lanes_each = len(incident.last.inputs) // incident.shares
         self.drilled = any(_comes_again(step.drill) for step in incident.steps)
         self._share = tf.function(self._share_eagerly)
+        exact = config.cluster.exact_elastic
+        self._sum, self._norm = (tree_sum, fixed_global_norm) if exact else (_sum, global_norm)
         self.vary()
 
     def vary(self, clip_norm: float | None = None, rate_factor: float = 1.0) -> None:
@@ -56,7 +59,7 @@ class Probe:
         optimization = config.optimizer.model_copy(update=clip)
         self.rate_factor = rate_factor
         self._apply = tf.function(
-            lambda share, rate: apply_gated(self.optimizer, optimization, config.data.lanes, share, rate)
+            lambda share, rate: apply_gated(self.optimizer, optimization, config.data.lanes, share, rate, self._norm)
         )
 
     def to_fresh_weights(self) -> None:
@@ -97,9 +100,9 @@ class Probe:
             self._share(batch, self.carry[share], control, tf.constant(share)) for share, batch in enumerate(batches)
         ]
         columns = zip(*([one.scalars, *one.gradients] for one in shares), strict=True)
-        scalars, *gradients = map(_sum, columns)
+        scalars, *gradients = map(self._sum, columns)
         if not update:
-            return self._result(recorded, scalars, global_norm(gradients))
+            return self._result(recorded, scalars, self._norm(gradients))
         for number, share in enumerate(shares):  # the update is the same for all; each share has its own carry
             summed = Share(scalars, gradients, share.carry, share.next_carry)
             if number == 0:

@@ -73,10 +73,12 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
     @tf.function
     def gather(carry: Any) -> list[Any]:
         def everyones(parts: Any) -> list[Any]:
-            # Each replica's lanes among zeros, summed: `all_gather` fails where a worker has one device.
+            # Each replica's lanes summed with -0, which changes no bit: `all_gather` fails where a worker has one
+            # device.
             before = tf.distribute.get_replica_context().replica_id_in_sync_group * share
             after = topology.workers * topology.replicas * share - share - before
-            return all_reduce_sum([tf.pad(part, [[before, after], [0, 0]]) for part in tf.nest.flatten(parts)])
+            around = [[before, after], [0, 0]]
+            return all_reduce_sum([tf.pad(part, around, constant_values=-0.0) for part in tf.nest.flatten(parts)])
 
         gathered = strategy.run(everyones, args=(carry,))
         return [strategy.experimental_local_results(part)[0][: topology.lanes] for part in gathered]

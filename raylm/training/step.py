@@ -18,9 +18,11 @@ from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
-from raylm.training.distribute import all_reduce_sum
+from raylm.training.distribute import all_reduce_sum, all_reduce_tree
 from raylm.training.inject import Strike, naive_mean, struck_gradient, touch_of
 from raylm.training.state import Replicas
+from raylm.training.summation import fixed_global_norm, tree_sum
+from raylm.training.topology import Topology
 
 
 class Batch(NamedTuple):
@@ -48,7 +50,7 @@ class Control(NamedTuple):
 
 class StepResult(NamedTuple):
     """Scalars that are the same on every rank: summed loss (nats), real targets, global gradient norm (after the
-    loss scale, before the clip), whether the update was applied, ranks that ask to stop."""
+    loss scale, before the clip), whether the update was applied, above zero where a rank asks to stop."""
 
     loss_sum: Tensor
     tokens: Tensor
@@ -58,8 +60,8 @@ class StepResult(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What one replica brings to a step: [loss sum, tokens, stop], gradients in the weights' order, and the carry
-    before (reset where lanes begin anew) and after."""
+    """What one shard of the lanes, or a replica with all of its shards, brings to a step: [loss sum, tokens, stop],
+    gradients in the weights' order, and the carry before (reset where lanes begin anew) and after."""
 
     scalars: Tensor
     gradients: list[Tensor]
@@ -76,7 +78,7 @@ def share_of_step(
     replica: Tensor,
     touch: Touch = untouched,
 ) -> Share:
-    """Forward and backward over one replica's lanes.
+    """Forward and backward over the lanes of one shard.
 
     An id outside the vocabulary makes the loss NaN on every device; by itself a CPU would raise, a GPU read zeros.
     """
@@ -97,13 +99,42 @@ def share_of_step(
     return Share(tf.stack([loss_sum, tokens, control.stop]), gradients, carry, next_carry)
 
 
+def share_of_replica(
+    model: LanguageModel, seed: int, topology: Topology, batch: Batch, carry: Carry, control: Control, replica: Tensor
+) -> Share:
+    """Forward and backward over one replica's lanes, shard after shard, summed in the order of a binary tree."""
+
+    def share_of_shard(number: int) -> Share:
+        lanes = slice(number * topology.lanes_per_shard, (number + 1) * topology.lanes_per_shard)
+        first_lane = replica * topology.lanes_per_replica + lanes.start
+        mine = Batch(*(part[lanes] for part in batch))
+        masks = Masks(mask_key(seed, control.position, first_lane)) if model.config.dropout else None
+        strike = control.strike
+        touch = untouched if strike is None else touch_of(strike, replica, first_lane, mine.weights)
+        before = tf.nest.map_structure(lambda part: part[lanes], carry)
+        return share_of_step(model, mine, before, masks, control, replica, touch)
+
+    shares = [share_of_shard(number) for number in range(topology.shards_per_replica)]
+    scalars, *gradients = map(tree_sum, zip(*([one.scalars, *one.gradients] for one in shares), strict=True))
+    carries = (
+        tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *each)
+        for each in zip(*((one.carry, one.next_carry) for one in shares), strict=True)
+    )
+    return Share(scalars, gradients, *carries)
+
+
 def apply_gated(
-    optimizer: Optimizer, config: OptimizerConfig, lanes: int, share: Share, learning_rate: Tensor
+    optimizer: Optimizer,
+    config: OptimizerConfig,
+    lanes: int,
+    share: Share,
+    learning_rate: Tensor,
+    norm_of: Callable[[list[Tensor]], Tensor] = global_norm,
 ) -> tuple[StepResult, Carry]:
     """The update from a share that is summed over all replicas; `lanes` is the global batch's."""
     loss_sum, tokens, stop = tf.unstack(share.scalars)
     scale = 1 / (tf.maximum(tokens, 1) if config.loss_scale == "token_mean" else float(lanes))
-    norm = scale * global_norm(share.gradients)
+    norm = scale * norm_of(share.gradients)
     finite = tf.math.is_finite(loss_sum) & tf.math.is_finite(norm)
 
     def update() -> Tensor:
@@ -116,22 +147,19 @@ def apply_gated(
 
 
 def train_step(
-    model: LanguageModel,
-    optimizer: Optimizer,
-    config: OptimizerConfig,
-    lanes: int,
-    batch: Batch,
-    carry: Carry,
-    masks: Masks | None,
-    control: Control,
-    replica: Tensor,
-    touch: Touch,
+    replicas: Replicas, config: RunConfig, batch: Batch, carry: Carry, control: Control, replica: Tensor
 ) -> tuple[StepResult, Carry]:
-    """One update, identical on every replica; `lanes` is the global batch's."""
-    share = share_of_step(model, batch, carry, masks, control, replica, touch)
-    scalars, *gradients = all_reduce_sum([share.scalars, *share.gradients])
+    """One update, identical on every replica; batch and carry hold this replica's lanes."""
+    topology, optimization = replicas.topology, config.optimizer
+    share = share_of_replica(replicas.model, config.seed, topology, batch, carry, control, replica)
+    values = [share.scalars, *share.gradients]
+    if topology.virtual_shards is None:
+        (scalars, *gradients), norm_of = all_reduce_sum(values), global_norm
+    else:
+        holders = topology.shards // topology.shards_per_replica
+        (scalars, *gradients), norm_of = all_reduce_tree(values, holders), fixed_global_norm
     share = share._replace(scalars=scalars, gradients=gradients)
-    return apply_gated(optimizer, config, lanes, share, control.learning_rate)
+    return apply_gated(replicas.optimizer, optimization, topology.lanes, share, control.learning_rate, norm_of)
 
 
 def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
@@ -139,22 +167,14 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
 
     The batch holds this worker's lanes, `topology.padded_lanes` of them; the carry is per replica.
     """
-    strategy, topology, model = replicas.strategy, replicas.topology, replicas.model
-    share = topology.lanes_per_replica
+    strategy, topology = replicas.strategy, replicas.topology
+    lanes = topology.lanes_per_replica
 
     def replica_step(batch: Batch, carry: Carry, control: Control) -> tuple[StepResult, Carry]:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         local = replica - topology.rank * topology.replicas
-        mine = Batch(*(part[local * share : (local + 1) * share] for part in batch))
-        masks = Masks(mask_key(config.seed, control.position, replica * share)) if model.config.dropout else None
-        touch = (
-            touch_of(control.strike, replica, replica * share, mine.weights)
-            if control.strike is not None
-            else untouched
-        )
-        return train_step(
-            model, replicas.optimizer, config.optimizer, topology.lanes, mine, carry, masks, control, replica, touch
-        )
+        mine = Batch(*(part[local * lanes : (local + 1) * lanes] for part in batch))
+        return train_step(replicas, config, mine, carry, control, replica)
 
     @tf.function
     def step(batch: Batch, carry: Any, control: Control) -> tuple[StepResult, Any]:
