@@ -73,16 +73,22 @@ def test_a_text_is_decided_by_its_context_and_seed() -> None:
     )
 
 
+def test_a_sentence_ends_with_the_last_word_asked_for() -> None:
+    generator = Generator(LanguageModel(ModelConfig(layers=1, hidden=6, init_scale=0.9), 30, seed=0))
+    endless = list(islice(generator.ids([5], Sampling(), random()), 400))
+    assert list(generator.ids([5], Sampling(), random(), last=0)) == endless[: endless.index(0) + 1]
+
+
 def test_a_prompt_is_read_as_a_line_of_the_training_text() -> None:
     vocabulary = words(9)
-    assert read_prompt("w3 w5", vocabulary, "whitespace") == ([0, 3, 5], [])
-    assert read_prompt("W3 what w5", vocabulary, "whitespace") == ([0, 3, 1, 5], ["what"])
-    assert read_prompt(" \n w3", vocabulary, "whitespace") == ([0, 3], [])
-    assert read_prompt("", vocabulary, "whitespace") == ([0], [])
-    assert read_prompt("W3, (w5)?!", vocabulary, "words") == ([0, 3, 5], [])
+    assert read_prompt("w3 w5", vocabulary, "whitespace") == ([3, 5], [])
+    assert read_prompt("W3 what w5", vocabulary, "whitespace") == ([3, 1, 5], ["what"])
+    assert read_prompt(" \n w3", vocabulary, "whitespace") == ([3], [])
+    assert read_prompt("", vocabulary, "whitespace") == ([], [])
+    assert read_prompt("W3, (w5)?!", vocabulary, "words") == ([3, 5], [])
     letters = Vocabulary(("<eos>", "<unk>", "a", "b", " "))
-    assert read_prompt("a bé", letters, "characters") == ([0, 2, 4, 3, 1], ["é"])
-    assert read_prompt("é", Vocabulary(BYTE_VOCABULARY), "bytes") == ([256, 0xC3, 0xA9], [])
+    assert read_prompt("a bé", letters, "characters") == ([2, 4, 3, 1], ["é"])
+    assert read_prompt("é", Vocabulary(BYTE_VOCABULARY), "bytes") == ([0xC3, 0xA9], [])
     with pytest.raises(UserError, match="'what' is not in the vocabulary"):
         read_prompt("what", Vocabulary(("<eos>", "w")), "whitespace")
 

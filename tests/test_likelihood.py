@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from made_datasets import make_dataset, random_rows
 
-from raylm.config import ModelConfig
+from raylm.config import DataConfig, ModelConfig
 from raylm.model.language_model import LanguageModel
 from raylm.training.evaluate import Evaluator
 from raylm.training.likelihood import WINDOW, Cache, Dynamic, Likelihood
@@ -56,21 +56,44 @@ def test_they_are_those_of_the_evaluation_in_training(
     assert -logs.mean(dtype=np.float64) == pytest.approx(score.nats, abs=1e-6)
 
 
+def test_sentence_by_sentence_they_are_those_of_the_training_on_sentences(
+    tmp_path: Path, model: LanguageModel, readers: dict[str, Likelihood]
+) -> None:
+    """Some longer than the widest bucket, and some of one token, which have no target."""
+    dataset = make_dataset(tmp_path / "text", *random_rows(120, vocabulary=WORDS), WORDS)
+    score = Evaluator(model, DataConfig(mode="sentences", buckets=(3, 6))).score(dataset)
+    rows = np.split(dataset.read(0, dataset.tokens), np.cumsum(random_rows(120, vocabulary=WORDS)[1])[:-1])
+    found = list(readers["plain"].of_sentences(rows, longest=6))
+    assert [len(logs) for logs in found] == [len(row) - 1 for row in rows]
+    assert score.tokens == sum(map(len, found))
+    assert -np.concatenate(found).mean(dtype=np.float64) == pytest.approx(score.nats, abs=1e-6)
+
+
+def test_a_sentence_is_read_as_if_alone(readers: dict[str, Likelihood]) -> None:
+    rows = [text(length, seed=length) for length in (5, 12, 1, 2, 9)]
+    for row, found in zip(rows, readers["plain"].of_sentences(rows, longest=20), strict=True):
+        expected = logs_of(readers["plain"], row) if len(row) > 1 else []
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert len(next(readers["plain"].of_sentences([text(1)], longest=20))) == 0
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_how_the_text_comes_in_pieces_changes_nothing(way: str, readers: dict[str, Likelihood]) -> None:
-    ids = text(2 * WINDOW + 9)
+    size = DYNAMIC.window if WAYS[way][1] else WINDOW
+    ids = text(2 * size + 5)
     expected = logs_of(readers[way], ids)
     assert len(expected) == len(ids) - 1
-    for piece in (1, 7, WINDOW):
+    for piece in (1, 7, size):
         np.testing.assert_array_equal(logs_of(readers[way], ids, piece), expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_no_later_word_changes_an_earlier_log_probability(way: str, readers: dict[str, Likelihood]) -> None:
     """In and at the edges of the windows of the cache, of dynamic evaluation and of the reading."""
-    ids = text(WINDOW + 60)
+    size = DYNAMIC.window if WAYS[way][1] else WINDOW
+    ids = text(size + 60)
     before = logs_of(readers[way], ids)
-    for place in (1, 7, 8, 9, 41, WINDOW - 1, WINDOW, WINDOW + 1, len(ids) - 1):
+    for place in (1, 41, size - 1, size, size + 1, len(ids) - 1):
         changed = ids.copy()
         changed[place:] = (ids[place:] + 1 + text(len(ids) - place, seed=place) % (WORDS - 1)) % WORDS
         after = logs_of(readers[way], changed)
@@ -82,7 +105,7 @@ def test_no_later_word_changes_an_earlier_log_probability(way: str, readers: dic
 def test_the_probabilities_of_all_words_that_could_come_next_add_up_to_one(
     way: str, readers: dict[str, Likelihood]
 ) -> None:
-    ids = text(100)
+    ids = text(45)
     last = [logs_of(readers[way], np.append(ids, word))[-1] for word in range(WORDS)]
     assert np.exp(last).sum() == pytest.approx(1, abs=1e-5)
 

@@ -52,6 +52,15 @@ def test_every_token_has_its_row_place_word_and_log_probability(model: LanguageM
     np.testing.assert_allclose([each["log_probability"] for each in found], expected, atol=1e-6)
 
 
+def test_lines_that_stand_alone_have_no_log_probability_of_their_first_word(model: LanguageModel, file: str) -> None:
+    found = pa.Table.from_batches(score_text(model, [file], "whitespace", VOCABULARY, longest=9), SCHEMA)
+    expected: list[float | None] = []
+    for _, ids in ROWS:
+        expected += [None, *next(Likelihood(model).of_sentences([np.array(ids)], 9)).tolist()]
+    assert found["log_probability"].to_pylist() == [each if each is None else pytest.approx(each) for each in expected]
+    assert found["row"].to_pylist() == [row for row, ids in ROWS for _ in ids]
+
+
 def test_each_file_is_read_anew_also_the_same_one_twice(model: LanguageModel, file: str) -> None:
     once, twice = table(model, file), table(model, file, file)
     assert twice == once + once

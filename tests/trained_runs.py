@@ -21,16 +21,16 @@ VALID_NATS = {7: 3.5, 14: 3.25, 21: 3.75}
 MODEL: dict[str, Any] = {"layers": 2, "hidden": 6, "init_scale": 0.9}
 
 
-def make_run(folder: Path, **model: Any) -> Path:
+def make_run(folder: Path, data: dict[str, Any] | None = None, **model: Any) -> Path:
     """The folder of a run with a checkpoint at each step of VALID_NATS, each with weights of its own."""
     folder.mkdir(parents=True)
-    data = make_texts(folder / "data")
-    config = tiny(model={**MODEL, **model})
-    datasets = {split: str(data / split) for split in ("train", "valid", "test")}
+    texts = make_texts(folder / "data")
+    config = tiny(model={**MODEL, **model}, data=data or {})
+    datasets = {split: str(texts / split) for split in ("train", "valid", "test")}
     run = folder / "run"
     create_run_folder(run, RunRecord(config, "made", "", datasets))
     store = CheckpointStore(run / "checkpoints")
-    dataset_id = open_dataset(data / "train").dataset_id
+    dataset_id = open_dataset(texts / "train").dataset_id
     log = EventLog(run, say=silent)
     for step, nats in VALID_NATS.items():
         snapshot = Snapshot(

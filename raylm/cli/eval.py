@@ -11,11 +11,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from raylm.checkpoint.manifest import without_nonfinite
 from raylm.cli.options import parse_options
 from raylm.cli.tables import print_json, print_table
-from raylm.cli.trained import ModelCommand, load, quiet_tensorflow, sayer
+from raylm.cli.trained import Mode, ModelCommand, load, longest_sentence, quiet_tensorflow, sayer
 from raylm.errors import UserError
 from raylm.observe import figures
 
-SUMMARY = "Evaluate a trained model: one lane, one pass with the carry kept, no dropout."
+SUMMARY = "Evaluate a trained model by the literature's protocol: one pass, the carry kept, no dropout."
 
 EXAMPLES = """
 --cache adds a neural cache (Grave et al. 2016), --dynamic lets the model learn on the way (Krause et al. 2017). Neither
@@ -31,6 +31,9 @@ examples:
 class EvalCommand(ModelCommand):
     data: tuple[str, ...] = ("valid", "test")
     """Texts: train, valid or test of the run; ptb or sample (valid and test of it); a dataset; a text file."""
+    read: Mode | None = None
+    """As one stream with the carry kept, or each sentence alone, its first token given; default as the model was
+    trained. The literature's figures are of streams."""
     cache: bool = False
     """Make words likelier that followed similar hidden states lately."""
     cache_lambda: float = Field(0.1, gt=0.0, lt=1.0)
@@ -59,6 +62,9 @@ def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
 
     say = sayer(program)
     trained = load(command.checkpoint, command.best, program)
+    longest = longest_sentence(command.read, trained)
+    if longest is not None and (command.cache or command.dynamic):
+        raise UserError("--cache and --dynamic adapt to a text as it goes on, sentences are read alone: --read stream")
     texts = find_texts(command.data, trained, say)
     with quiet_tensorflow():
         from raylm.training.inference import make_model  # here: TensorFlow takes seconds
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
     if command.dynamic:
         dynamic = Dynamic(command.dynamic_learning_rate, command.dynamic_clip, command.dynamic_window)
     likelihood = Likelihood(make_model(trained), cache, dynamic)
-    found = [measure(likelihood, text, trained.vocabulary.unknown) for text in texts]
+    found = [measure(likelihood, text, trained.vocabulary.unknown, longest) for text in texts]
     if command.as_json:
         rows = [
             {**asdict(each), "perplexity": each.perplexity, "unknown_rate": each.unknowns / each.tokens}
@@ -80,6 +86,7 @@ def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
             "checkpoint": str(trained.place),
             "step": trained.step,
             "state_sha256": trained.state_sha256,
+            "read": "stream" if longest is None else "sentences",
             "cache": asdict(cache) if cache else None,
             "dynamic": asdict(dynamic) if dynamic else None,
             "texts": rows,

@@ -51,19 +51,21 @@ def main(arguments: Sequence[str], program: str = "raylm generate") -> int:
         from raylm.training.inference import make_model
 
     vocabulary, tokenizer, say = trained.vocabulary, trained.tokenizer, sayer(program)
-    unknown = vocabulary.unknown
+    unknown, end, alone = vocabulary.unknown, vocabulary.end_of_sentence, trained.config.data.mode == "sentences"
     never = (unknown,) if command.no_unknown and unknown is not None else ()
     sampling = Sampling(command.temperature, command.top_k, command.top_p, never)
     generator = Generator(make_model(trained))
     try:
         for number, prompt in enumerate(_prompts(command.prompt)):
-            context, missing = read_prompt(prompt, vocabulary, tokenizer)
+            given, missing = read_prompt(prompt, vocabulary, tokenizer)
             if missing:
                 say(f"not in the vocabulary, read as <unk>: {' '.join(missing)}")
             random = np.random.Generator(np.random.Philox(key=[command.seed, number]))
-            _print("\n" if number else "", *shown(context[1:], vocabulary, tokenizer, begins_line=True))
-            ids = islice(generator.ids(context, sampling, random), command.words)
-            for piece in shown(ids, vocabulary, tokenizer, begins_line=len(context) == 1):
+            _print("\n" if number else "", *shown(given, vocabulary, tokenizer, begins_line=True))
+            # A line of a stream follows the <eos> of the line before; a sentence follows nothing, and ends.
+            context = given if alone and given else [end, *given]
+            ids = islice(generator.ids(context, sampling, random, last=end if alone else None), command.words)
+            for piece in shown(ids, vocabulary, tokenizer, begins_line=not given):
                 _print(piece)
             _print("\n")
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic_settings import CliPositionalArg
 
 from raylm.cli.options import parse_options
-from raylm.cli.trained import load, quiet_tensorflow
+from raylm.cli.trained import Mode, load, longest_sentence, quiet_tensorflow
 from raylm.config import Section
 from raylm.data.inputs import plan_splits
 from raylm.errors import UserError
@@ -18,8 +18,8 @@ SUMMARY = "Give the log probability of every token of text files, to Parquet or 
 
 EXAMPLES = """
 Columns: file, row (the line, from 1), position (in the row, from 0), word (<unk> where the vocabulary lacks it), id,
-log_probability (nats, given all tokens of the file before). Lines follow each other as in training, each ended by
-<eos>; the first is read as if after one.
+log_probability (nats, given all tokens before). In a stream lines follow each other, each ended by <eos>; the first is
+read as if after one.
 
 examples:
   raylm score runs/quick my-text.txt | head
@@ -32,6 +32,8 @@ class ScoreCommand(Section):
     gzip or zstd, or Parquet with a column text."""
     best: bool = False
     """Of a run's folder, the checkpoint of the lowest validation loss instead of the newest."""
+    read: Mode | None = None
+    """As one stream, or each line alone, its first token given (null); default as the model was trained."""
     output: Path | None = None
     """Parquet file to write; default JSON lines to standard output."""
 
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str], program: str = "raylm score") -> int:
         from raylm.training.inference import make_model  # here: TensorFlow takes seconds
         from raylm.training.score import score_text, write_lines, write_parquet
 
-    tables = score_text(make_model(trained), files, trained.tokenizer, trained.vocabulary)
+    tables = score_text(
+        make_model(trained), files, trained.tokenizer, trained.vocabulary, longest_sentence(command.read, trained)
+    )
     if command.output is None:
         write_lines(tables, sys.stdout)
     else:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from pydantic_settings import CliPositionalArg
 
@@ -21,6 +22,15 @@ class ModelCommand(Section):
     """A run's folder (its newest checkpoint), one checkpoint's folder, or exported weights."""
     best: bool = False
     """Of a run's folder, the checkpoint of the lowest validation loss instead of the newest."""
+
+
+Mode = Literal["stream", "sentences"]
+
+
+def longest_sentence(read: Mode | None, trained: Trained) -> int | None:
+    """Targets that a sentence is read in at once; None where text is read as one stream."""
+    data = trained.config.data
+    return data.buckets[-1] if (read or data.mode) == "sentences" else None
 
 
 def load(checkpoint: str | None, best: bool, program: str) -> Trained:

@@ -51,8 +51,7 @@ saved_model.pb, variables/, assets/vocabulary.txt   a TensorFlow SavedModel
   score, step = model.signatures["score"], model.signatures["next"]
 
 score(tokens=int32 [B, T]) gives log_probabilities [B, T - 1] in nats: entry t is that of token t + 1 given tokens 0 to
-t. Pad rows on the right with -1; the log probability of padding is 0. In training each line follows the <eos> of the
-line before: begin a row with the id of <eos> ({trained.vocabulary.end_of_sentence}) to have its first word scored too.
+t. Pad rows on the right with -1; the log probability of padding is 0. {_beginning(trained)}
 
 step(token=int32 [B], and the carry) gives log_probabilities [B, {len(trained.vocabulary)}] of the next word, and the
 carry after it under the names it is given by. Before the first word all of it is zero:
@@ -69,6 +68,15 @@ def _head(trained: Trained) -> str:
 {len(trained.vocabulary):,} words.
 Step {trained.step:,} of recipe {trained.config.recipe}; state_sha256 {trained.state_sha256}.
 """
+
+
+def _beginning(trained: Trained) -> str:
+    if trained.config.data.mode == "sentences":
+        return "In training each sentence stood alone and its first word was given: a row is one sentence."
+    return (
+        "In training each line followed the <eos> of\nthe line before: begin a row with the id of <eos> "
+        f"({trained.vocabulary.end_of_sentence}) to have its first word scored too."
+    )
 
 
 _FILES = """vocabulary.txt      the words, UTF-8, one a line ended by a line feed: line n, from 0, is the word of id n

@@ -34,8 +34,11 @@ class Generator:
         self._model = model
         self._step = tf.function(model.next_logits)
 
-    def ids(self, context: Sequence[int], sampling: Sampling, random: np.random.Generator) -> Iterator[int]:
-        """Ids without end that go on from a context of at least one id, each drawn when it is asked for.
+    def ids(
+        self, context: Sequence[int], sampling: Sampling, random: np.random.Generator, last: int | None = None
+    ) -> Iterator[int]:
+        """Ids that go on from a context of at least one id, each drawn when it is asked for; without end unless `last`
+        is drawn.
 
         A pure function of the weights, the context, the sampling and the state of `random`.
         """
@@ -47,6 +50,8 @@ class Generator:
             logits, carry = self._step(tf.constant([token]), carry)
             token = draw(logits[0].numpy(), sampling, random)
             yield token
+            if token == last:
+                return
 
 
 def draw(logits_V: np.ndarray, sampling: Sampling, random: np.random.Generator) -> int:
@@ -65,7 +70,7 @@ def draw(logits_V: np.ndarray, sampling: Sampling, random: np.random.Generator) 
 
 
 def read_prompt(prompt: str, vocabulary: Vocabulary, tokenizer: str) -> tuple[list[int], list[str]]:
-    """The ids of a prompt after an `<eos>`, as a line of text is read in training, and its words that are `<unk>`.
+    """The ids of a prompt, as text is read in training, and its words that are `<unk>`.
 
     A word the vocabulary has in lower case only is lowered.
 
@@ -79,7 +84,7 @@ def read_prompt(prompt: str, vocabulary: Vocabulary, tokenizer: str) -> tuple[li
     ids = words.encoder(vocabulary)(text.encode()).ids.tolist()[:-1]
     raw = [] if tokenizer == "bytes" else list(text) if tokenizer == "characters" else text.split()
     unknown = [word for word in raw if any(piece not in vocabulary.ids for piece in words.pieces(word))]
-    return [vocabulary.end_of_sentence, *ids], unknown
+    return ids, unknown
 
 
 def shown(ids: Iterable[int], vocabulary: Vocabulary, tokenizer: str, *, begins_line: bool) -> Iterator[bytes]:

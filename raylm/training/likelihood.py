@@ -1,6 +1,7 @@
-"""The log probability of every word of a text given all before it, without dropout, one lane with its carry kept.
+"""The log probability of every word of a text, without dropout: given all before it, one lane with its carry kept, or
+sentence by sentence, each given its first word.
 
-Two ways to adapt to the text while it is read, neither of which ever sees a word before it is predicted:
+Two ways to adapt to a text of one lane while it is read, neither of which ever sees a word before it is predicted:
 
 - the neural cache (Grave, Joulin and Usunier 2016, arXiv:1612.04426): words that followed similar hidden states lately
   are made likelier, p = (1 − λ) p_model + λ p_cache, where p_cache(w) is the sum of softmax(θ h_t · h_i) over the last
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from raylm.model.types import Tensor
 
 WINDOW = 256
 """Words read at once: it bounds memory, and the carry makes the result independent of it."""
+SENTENCES = 32
+"""Sentences read at once; no one's result depends on the others."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class Likelihood:
 
     def __init__(self, model: LanguageModel, cache: Cache | None = None, dynamic: Dynamic | None = None) -> None:
         self._model, self._cache, self._dynamic = model, cache, dynamic
-        ids = tf.TensorSpec([None], tf.int32)
-        carry = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape, part.dtype), model.zero_carry(1))
+        ids = tf.TensorSpec([None, None], tf.int32)
+        carry = tf.nest.map_structure(lambda part: tf.TensorSpec([None, part.shape[1]]), model.zero_carry(1))
         self._read: Any = tf.function(self._read_and_learn if dynamic else self._plainly, [ids, ids, carry])
 
     def log_probabilities(self, ids: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -63,22 +67,43 @@ class Likelihood:
         carry, remembered = self._model.zero_carry(1), _Remembered(self._cache) if self._cache else None
         with _weights_put_back(self._model) if self._dynamic else nullcontext():
             for window in _windows(ids, self._dynamic.window if self._dynamic else WINDOW):
-                targets = window[1:]
-                logs, hidden, carry = self._read(tf.constant(window[:-1]), tf.constant(targets), carry)
-                yield logs.numpy() if remembered is None else remembered.mix(logs.numpy(), hidden.numpy(), targets)
+                inputs, targets = window[:-1, None], window[1:, None]
+                read = self._read(tf.constant(inputs), tf.constant(targets), carry)
+                logs, hidden, carry = read[0][:, 0].numpy(), read[1][:, 0].numpy(), read[2]
+                yield logs if remembered is None else remembered.mix(logs, hidden, targets[:, 0])
 
-    def _plainly(self, inputs: Tensor, targets: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
-        """Log probabilities [T] of the targets, the hidden states [T, H] that predict them, and the carry."""
-        hidden, after = self._model.outputs(inputs[:, None], carry, None)
-        logits = self._model.logits(hidden[:, 0])
-        return -tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits), hidden[:, 0], after
+    def of_sentences(self, sentences: Iterable[np.ndarray], longest: int) -> Iterator[np.ndarray]:
+        """Log probabilities of each sentence's ids but the first, one array a sentence; nothing adapts.
 
-    def _read_and_learn(self, inputs: Tensor, targets: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
+        Each is read from a carry of zero; one of more than `longest` targets in pieces of so many, as in training.
+        """
+        assert (self._cache, self._dynamic) == (None, None)
+        for group in _groups(sentences):
+            pieces = [each[at : at + longest + 1] for each in group for at in range(0, max(len(each) - 1, 1), longest)]
+            padded = np.zeros((max(map(len, pieces)), len(pieces)), np.int32)
+            for lane, piece in enumerate(pieces):
+                padded[: len(piece), lane] = piece
+            carry = self._model.zero_carry(len(pieces))
+            logs_TB = np.zeros((0, len(pieces)), np.float32)
+            if len(padded) > 1:
+                logs_TB = self._read(tf.constant(padded[:-1]), tf.constant(padded[1:]), carry)[0].numpy()
+            found = iter([logs_TB[: len(piece) - 1, lane] for lane, piece in enumerate(pieces)])
+            for each in group:
+                yield np.concatenate([next(found) for _ in range(0, max(len(each) - 1, 1), longest)])
+
+    def _plainly(self, inputs_TB: Tensor, targets_TB: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
+        """Log probabilities [T, B] of the targets, the hidden states [T, B, H] that predict them, and the carry."""
+        hidden, after = self._model.outputs(inputs_TB, carry, None)
+        logits = self._model.logits(tf.reshape(hidden, [-1, hidden.shape[-1]]))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.reshape(targets_TB, [-1]), logits)
+        return -tf.reshape(losses, tf.shape(targets_TB)), hidden, after
+
+    def _read_and_learn(self, inputs_TB: Tensor, targets_TB: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         """The same, and then a step of SGD on what was predicted."""
         assert self._dynamic is not None
         weights = list(self._model.weights.values())
         with tf.GradientTape() as tape:
-            logs, hidden, after = self._plainly(inputs, targets, carry)
+            logs, hidden, after = self._plainly(inputs_TB, targets_TB, carry)
             loss = -tf.reduce_mean(logs)
         clipped, _ = tf.clip_by_global_norm(tape.gradient(loss, weights), self._dynamic.clip)
         for weight, gradient in zip(weights, clipped, strict=True):
@@ -97,6 +122,12 @@ def _windows(ids: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         ahead = ahead[whole:]
     if len(ahead) > 1:
         yield ahead
+
+
+def _groups(sentences: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    left = iter(sentences)
+    while group := list(islice(left, SENTENCES)):
+        yield group
 
 
 def _descend(weight: tf.Variable, gradient: Any, learning_rate: float) -> None:

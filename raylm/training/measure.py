@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from raylm.errors import UserError
 from raylm.training.evaluate import perplexity
 from raylm.training.likelihood import Likelihood
-from raylm.training.texts import Text
+from raylm.training.texts import Text, sentences
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,31 @@ class Measured:
         return perplexity(self.nats)
 
 
-def measure(likelihood: Likelihood, text: Text, unknown: int | None) -> Measured:
-    """Reads a whole text once: one lane, the carry kept, no dropout; the first token is given, not predicted.
+def measure(likelihood: Likelihood, text: Text, unknown: int | None, longest: int | None = None) -> Measured:
+    """Reads a whole text once, without dropout: as one lane with the carry kept, the first token given; with `longest`
+    sentence by sentence, the first token of each given (`Likelihood.of_sentences`).
 
     unknown: the id of `<unk>`, None where the vocabulary has none.
 
     Raises:
         UserError: the text cannot be read, or has no token to predict.
     """
-    began, unknowns, before = time.perf_counter(), 0, None
+    began, unknowns = time.perf_counter(), 0
 
-    def counted() -> Iterator[np.ndarray]:
-        nonlocal unknowns, before
-        for piece in text.read():
-            if unknown is not None:
-                unknowns += int(np.count_nonzero(piece == unknown))
-            before = piece[0] if before is None else before
+    def counted(ids: Iterable[np.ndarray], given: Callable[[int], int]) -> Iterator[np.ndarray]:
+        nonlocal unknowns
+        for number, piece in enumerate(ids):
+            unknowns += int(np.count_nonzero(piece[given(number) :] == (-1 if unknown is None else unknown)))
             yield piece
 
+    if longest is None:
+        found = likelihood.log_probabilities(counted((ids for ids, _ in text.read()), lambda number: number == 0))
+    else:
+        found = likelihood.of_sentences(counted(sentences(text.read()), lambda _: 1), longest)
     total, tokens = 0.0, 0
-    for logs in likelihood.log_probabilities(counted()):
+    for logs in found:
         total -= float(logs.sum(dtype=np.float64))
         tokens += len(logs)
     if not tokens:
-        raise UserError(f"{text.name} has fewer than two tokens: there is nothing to predict")
-    unknowns -= int(before is not None and before == unknown)
+        raise UserError(f"{text.name} has no token to predict: it needs two at least")
     return Measured(text.name, total / tokens, tokens, unknowns, time.perf_counter() - began)

@@ -8,8 +8,8 @@ Signatures, B rows and T time steps free, V words:
     next    token int32 [B], one float32 [B, H] for each part of the carry (`layer0_hidden`, `layer0_cell`, …)
             →  log_probabilities float32 [B, V] of the word after it, and the carry. Zeros before the first word.
 
-In training each line follows the `<eos>` of the line before: begin with its id, as raylm's own commands do, to have
-the first word scored too. An id of V or more raises InvalidArgumentError on every device.
+A model trained on streams has read each line after the `<eos>` of the line before: begin with its id, as raylm's own
+commands do, to have the first word scored too. An id of V or more raises InvalidArgumentError on every device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The log probability of every token of text files, as tables: one lane, the carry kept from line to line.
+"""The log probability of every token of text files, as tables.
 
-As in training, lines follow each other, each ended by `<eos>`; an `<eos>` stands before the first, so that every token
-of a file is predicted from something. The carry begins anew with each file.
+Read as one lane, lines follow each other, each ended by `<eos>`; an `<eos>` stands before the first, so that every
+token of a file is predicted from something. Read line by line, each is alone and its first token given. Either way the
+carry begins anew with each file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +25,7 @@ from raylm.data.textrows import TextRows, rows_of_text
 from raylm.data.vocabulary import Vocabulary
 from raylm.model.language_model import LanguageModel
 from raylm.training.likelihood import Likelihood
+from raylm.training.texts import sentences
 
 SCHEMA = pa.schema(
     [
@@ -34,46 +38,59 @@ SCHEMA = pa.schema(
     ]
 )
 """row: the line of the file, from 1. position: the token of the row, from 0. word: of the vocabulary, so `<unk>` for
-one it lacks. log_probability: in nats, given all tokens of the file before this one."""
+one it lacks. log_probability: in nats, given all tokens before this one, of the file
+or of the line; null for a first token that is given."""
 
 _TOKENS_AT_ONCE = 1 << 13
 _ROW_GROUP = 1 << 18
 
 
 def score_text(
-    model: LanguageModel, sources: Sequence[str], tokenizer: str, vocabulary: Vocabulary
+    model: LanguageModel,
+    sources: Sequence[str],
+    tokenizer: str,
+    vocabulary: Vocabulary,
+    longest: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """The table of all files, some rows of `SCHEMA` at a time, in order; memory is bounded.
+
+    longest: read line by line, each alone, and longer ones in pieces of so many targets; the first token of a line has
+    no log probability then.
 
     Raises:
         UserError: a file or a line of it cannot be read; names both.
     """
     words, likelihood = pa.array(vocabulary.words, pa.string()), Likelihood(model)
     for source in sources:
-        rows = rows_of_text([source], tokenizer, vocabulary)
-        yield from _score_file(likelihood, rows, vocabulary.end_of_sentence, words)
+        waiting: deque[pa.RecordBatch] = deque()
+        rows = _noted(rows_of_text([source], tokenizer, vocabulary), words, waiting)
+        if longest is None:
+            stream = chain([np.array([vocabulary.end_of_sentence], np.int32)], (each.ids for each in rows))
+            logs = likelihood.log_probabilities(stream)
+        else:
+            alone = sentences((each.ids, each.lengths) for each in rows)
+            logs = (np.append(np.float32(np.nan), each) for each in likelihood.of_sentences(alone, longest))
+        yield from _completed(waiting, logs)
 
 
-def _score_file(
-    likelihood: Likelihood, rows: Iterable[TextRows], end: int, words: pa.Array
-) -> Iterator[pa.RecordBatch]:
-    waiting: list[pa.RecordBatch] = []
+def _noted(rows: Iterable[TextRows], words: pa.Array, waiting: deque[pa.RecordBatch]) -> Iterator[TextRows]:
+    """The rows as they are taken, a few tokens at a time, their tables put where they wait."""
+    for each in rows:
+        waiting.extend(_tables(each, words))
+        yield each
 
-    def ids() -> Iterator[np.ndarray]:
-        yield np.array([end], np.int32)
-        for each in rows:
-            for table in _tables(each, words):
-                waiting.append(table)
-                yield table["id"].to_numpy()
 
-    logs, known = [], 0
-    for part in likelihood.log_probabilities(ids()):
-        logs.append(part)
+def _completed(waiting: deque[pa.RecordBatch], logs: Iterable[np.ndarray]) -> Iterator[pa.RecordBatch]:
+    """The waiting tables, each as soon as the log probabilities of all its tokens are known."""
+    parts: list[np.ndarray] = []
+    known = 0
+    for part in logs:
+        parts.append(part)
         known += len(part)
         while waiting and known >= len(waiting[0]):
-            table, together = waiting.pop(0), np.concatenate(logs)
-            logs, known = [together[len(table) :]], known - len(table)
-            column = pa.array(together[: len(table)], pa.float32())
+            table, together = waiting.popleft(), np.concatenate(parts)
+            parts, known = [together[len(table) :]], known - len(table)
+            column = pa.array(together[: len(table)], pa.float32(), from_pandas=True)  # NaN as null
             yield table.set_column(len(SCHEMA) - 1, SCHEMA.field("log_probability"), column)
 
 

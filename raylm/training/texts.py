@@ -19,15 +19,22 @@ from raylm.data.textrows import rows_of_text
 from raylm.errors import UserError
 from raylm.training.loading import Trained
 
-_TOKENS_AT_ONCE = 1 << 16
+Rows = tuple[np.ndarray, np.ndarray]
+"""Some rows of a text: their ids one row after the other, each ended by `<eos>`, and the length of each."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text to be read as one stream of ids of the model's vocabulary; `read` begins it anew."""
+    """A text in ids of the model's vocabulary; `read` begins it anew."""
 
     name: str
-    read: Callable[[], Iterator[np.ndarray]]
+    read: Callable[[], Iterator[Rows]]
+
+
+def sentences(rows: Iterator[Rows]) -> Iterator[np.ndarray]:
+    """The ids of each row."""
+    for ids, lengths in rows:
+        yield from np.split(ids, np.cumsum(lengths)[:-1])
 
 
 def find_texts(names: Sequence[str], trained: Trained, say: Callable[[str], None]) -> list[Text]:
@@ -70,14 +77,17 @@ def _of_dataset(name: str, place: str, trained: Trained) -> Text:
         raise UserError(
             f"{place} has another vocabulary than the model: prepare it again with --vocab, or name its text"
         )
-    return Text(name, partial(_ids, dataset))
+    return Text(name, partial(_rows, dataset))
 
 
-def _ids(dataset: Dataset) -> Iterator[np.ndarray]:
-    for start in range(0, dataset.tokens, _TOKENS_AT_ONCE):
-        yield dataset.read(start, min(start + _TOKENS_AT_ONCE, dataset.tokens))
+def _rows(dataset: Dataset) -> Iterator[Rows]:
+    for number in range(dataset.manifest.totals.chunks):
+        chunk = dataset.chunk(number)
+        yield chunk.tokens, np.diff(chunk.row_offsets)
 
 
 def _of_files(name: str, files: Sequence[Path], trained: Trained) -> Text:
     plan_splits(files)  # a file that is missing is told now, not after minutes of reading others
-    return Text(name, lambda: (rows.ids for rows in rows_of_text(files, trained.tokenizer, trained.vocabulary)))
+    return Text(
+        name, lambda: ((rows.ids, rows.lengths) for rows in rows_of_text(files, trained.tokenizer, trained.vocabulary))
+    )
