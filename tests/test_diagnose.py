@@ -105,6 +105,10 @@ def planted(name: str, seed: int, steps: int) -> Evidence:
         case "overfit":
             valid = [(step, 4.9 + abs(step - 0.4 * steps) / steps) for step, _ in sound.valid]
             return replace(sound, valid=valid)
+        case "explodes":
+            return replace(
+                sound, clip=None, verdicts=tuple((step, "OPTIMISATION: exploded") for step in (100, 130, 150))
+            )
         case "failed":
             return replace(sound, failed="the loss is nan: 8 rollbacks", verdicts=((steps, "OPTIMISATION: clip"),))
         case "adam at 0.3, it learns":
@@ -126,6 +130,7 @@ EXPECTED = {
     "decay in the wrong unit": ("suspect", "decayed too soon"),
     "no clip": ("suspect", "no clip"),
     "overfit": ("suspect", "overfit"),
+    "explodes": ("wrong", "explodes again"),
     "failed": ("wrong", "failed"),
     "adam at 0.3, it learns": ("suspect", "learning rate"),
 }

@@ -36,9 +36,34 @@ def ended_failed(seen: Evidence) -> Finding | None:
         return None
     last = seen.verdicts[-1:] or ((seen.last_step, seen.failed),)
     evidence = (seen.failed, *(text for _, text in last if text != seen.failed))
-    title = f"The run failed at step {last[0][0]}."
-    advice = "Read the incident's verdict; raylm replay computes its step again."
-    return Finding("failed", "wrong", title, evidence, advice, "the run's own guard", last[0][0], seen.loss)
+    title = f"The run failed at step {seen.last_step}."
+    if last[0][1].startswith(_EXPLODED):
+        patch, advice = slower(seen)
+    else:
+        patch, advice = {}, "Read the incident's verdict; raylm replay computes its step again."
+    return Finding("failed", "wrong", title, evidence, advice, "the run's own guard", last[0][0], seen.loss, patch)
+
+
+_EXPLODED = "OPTIMISATION"
+
+
+def explodes_again(seen: Evidence) -> Finding | None:
+    """Three faults or more that a clip or a slower rate mends: the guard undoes what the configuration causes."""
+    steps = [step for step, text in seen.verdicts if text.startswith(_EXPLODED)]
+    if len(steps) < 3 or seen.failed:
+        return None
+    patch, advice = slower(seen)
+    return Finding(
+        "explodes again",
+        "wrong",
+        f"The weights exploded {len(steps)} times, first at step {steps[0]}; the guard undid it each time.",
+        tuple(f"step {step}: {text}" for step, text in seen.verdicts[-1:]),
+        advice,
+        "once may be a batch's; ten clean runs of raylm's recipes had none",
+        steps[0],
+        seen.loss,
+        patch,
+    )
 
 
 def worse_than_guessing(seen: Evidence) -> Finding | None:
@@ -222,6 +247,7 @@ def went_through_faults(seen: Evidence) -> Finding | None:
 RULES: Sequence[Callable[[Evidence], Finding | None]] = (
     ended_failed,
     starts_wrong,
+    explodes_again,
     worse_than_guessing,
     too_good,
     diverged_again,
