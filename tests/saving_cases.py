@@ -12,6 +12,7 @@ from typing import Any
 from training_cases import Attempt, attempt
 
 from raylm.checkpoint import files
+from raylm.checkpoint.mirror import Mirror
 from raylm.config import RunConfig
 
 
@@ -61,6 +62,14 @@ def attempt_on_a_disk_that_fills(config: RunConfig, data: Path, folder: Path, fi
                 filler.unlink()
 
     return attempt(config, data, folder, hear=hear)
+
+
+def attempt_in_a_store(config: RunConfig, data: Path, uri: str, cache: Path, stop_at: int | None = None) -> Attempt:
+    """An attempt at a run that is kept in an object store, on a machine whose cache is in `cache`."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    mirror = Mirror(uri, "rank-0", waits=())
+    mirror.pull()
+    return attempt(config, data, mirror.folder, stop_at=stop_at, mirror=mirror)
 
 
 def fill(path: Path) -> None:

@@ -217,7 +217,7 @@ def test_a_terminal_that_lacks_a_character_shows_it_escaped(monkeypatch: pytest.
         (["--drill", "zzz@3"], "there is no drill 'zzz'. There are: nan-"),
         (["--drill", "nan-loss"], "needs the step to strike at"),
         (["--drill", "nan-loss@soon"], "needs the step to strike at"),
-        (["--storage-path", "s3://bucket/runs"], "local or shared folders"),
+        (["--storage-path", "s3:///runs"], "there is no bucket in it"),
         (["--corpus", "nowhere.txt"], "nowhere.txt does not exist"),
         (["--data-dir", "nowhere"], "nowhere"),
     ],
@@ -294,7 +294,7 @@ def test_a_path_that_is_no_run_or_checkpoint_is_refused(
     assert "is a file" in said(begun / "config.json")
     assert "is not a run" in said(tmp_path)
     assert "does not exist" in said(begun / "checkpoints" / "step-00000009")
-    assert "s3://" in refusal("resume", "--from-checkpoint", "s3://bucket/run")
+    assert "s3://" in refusal("resume", "--from-checkpoint", "s3:///run")
     weights = begun / "checkpoints" / "step-00000003" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "model.safetensors" in said(begun / "checkpoints" / "step-00000003")

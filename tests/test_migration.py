@@ -75,9 +75,9 @@ def test_a_value_in_the_place_of_a_section_is_refused(tmp_path: Path) -> None:
 
 def test_differences_are_told_by_key_with_both_values() -> None:
     old = RunConfig(steps=100, cluster={"workers": 2}).model_dump(mode="json")
-    new = RunConfig(steps=None, cluster={"workers": 2}, schedule={"learning_rate": 0.5})
+    new = RunConfig(steps=None, cluster={"workers": 2}, schedule={"learning_rate": 0.5}).model_dump(mode="json")
     assert differences(old, new) == {"steps": (100, None), "schedule.learning_rate": (1.0, 0.5)}
 
 
 def test_an_option_that_the_older_configuration_lacks_had_its_default() -> None:
-    assert differences({"colour": "red"}, RunConfig(epochs=3)) == {"epochs": (13, 3)}
+    assert differences({"colour": "red"}, RunConfig(epochs=3).model_dump(mode="json")) == {"epochs": (13, 3)}

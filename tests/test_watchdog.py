@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from guard_runs import config, start_all
 
-from raylm.guard.watchdog import STALLED, Watchdog
+from raylm.guard.watchdog import STALLED, FolderMarks, Watchdog
 from raylm.observe.events import read_events
 
 
@@ -20,7 +20,7 @@ class Rank:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.now, self.reasons = 0.0, []  # type: float, list[str]
-        self.watchdog = Watchdog(folder, rank, 10, self.reasons.append, lambda: self.now)
+        self.watchdog = Watchdog(FolderMarks(folder), rank, 10, self.reasons.append, lambda: self.now)
 
     def at(self, now: float) -> Rank:
         self.now = now
@@ -89,8 +89,8 @@ def test_a_stopped_worker_ends_the_others_within_the_timeout_and_the_run_goes_on
 
 def test_the_process_ends_with_its_own_exit_code(tmp_path: Path) -> None:
     program = (
-        "import sys, time, pathlib; from raylm.guard.watchdog import Watchdog\n"
-        "with Watchdog(pathlib.Path(sys.argv[1]), 0, 0.2): time.sleep(30)"
+        "import sys, time, pathlib; from raylm.guard.watchdog import FolderMarks, Watchdog\n"
+        "with Watchdog(FolderMarks(pathlib.Path(sys.argv[1])), 0, 0.2): time.sleep(30)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=25)
     assert done.returncode == STALLED

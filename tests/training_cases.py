@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from raylm.checkpoint.mirror import Mirror
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
@@ -122,6 +123,7 @@ def attempt(
     rank: int = 0,
     workers: int = 1,
     hear: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    mirror: Mirror | None = None,
 ) -> Attempt:
     """Trains from the newest checkpoint in `folder` on; asks to stop after `stop_at` more steps."""
     told = Attempt()
@@ -139,7 +141,7 @@ def attempt(
     datasets = Datasets("tiny", *(open_dataset(data / split) for split in ("train", "valid", "test")))
     try:
         topology = Topology(rank, workers, replicas, config.data.lanes, config.cluster.fixed_shards)
-        told.summary = train(config, datasets, topology, folder, outside)
+        told.summary = train(config, datasets, topology, folder, outside, mirror)
     except UserError as mistake:
         told.mistake = str(mistake)
     return told

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,8 @@ class CheckpointInfo:
     """One checkpoint as it lies on the disk, judged by its manifest and its files' sizes."""
 
     step: int
-    path: Path
+    path: Path | str
+    """Its folder, or its URI."""
     bytes: int
     saved: float | None
     """Seconds since 1970, UTC; None where the manifest cannot be read."""
@@ -105,10 +106,7 @@ def look_at_checkpoint(folder: Path) -> CheckpointInfo:
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
         manifest = read_manifest(folder)
         _check_name(folder, manifest)
-        for name, record in manifest.files.items():
-            if sizes.get(name) != record.bytes:
-                found = f"{sizes[name]}" if name in sizes else "no such file"
-                raise UserError(f"{folder / name} is damaged: expected {record.bytes} bytes, found {found}")
+        check_sizes(folder, manifest, sizes)
     except OSError as error:
         problem = f"cannot read {folder}: {error.strerror}"
     except UserError as error:
@@ -117,6 +115,14 @@ def look_at_checkpoint(folder: Path) -> CheckpointInfo:
         size = sum(sizes.values())
         return CheckpointInfo(step, folder, size, manifest.saved, manifest.state_sha256, manifest.extra, None)
     return CheckpointInfo(step, folder, sum(sizes.values()), None, None, {}, problem)
+
+
+def check_sizes(place: Path | str, manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """Raises UserError naming the first file of a checkpoint that has not the size it was written with."""
+    for name, record in manifest.files.items():
+        if sizes.get(name) != record.bytes:
+            found = f"{sizes[name]}" if name in sizes else "no such file"
+            raise UserError(f"{place}/{name} is damaged: expected {record.bytes} bytes, found {found}")
 
 
 def _check_name(folder: Path, manifest: Manifest) -> None:

@@ -49,11 +49,15 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """The verified manifest of a checkpoint folder; UserError naming the file and what is wrong with it."""
     path = checkpoint / NAME
     try:
-        data = path.read_bytes()
+        return parse_manifest(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(f"{checkpoint} has no {NAME}: not a complete checkpoint") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def parse_manifest(data: bytes, path: Path | str) -> Manifest:
+    """A verified manifest from its bytes; UserError naming its path and what is wrong with it."""
     try:
         content = json.loads(data)
         recorded = content.pop("manifest_sha256")

@@ -36,7 +36,7 @@ class CheckpointNotSaved(OSError):  # noqa: N818 - an outcome that the caller go
     """A save that the disk refused, told in one line; the older checkpoints are untouched."""
 
 
-def _ignore(line: str) -> None:
+def ignore(line: str) -> None:
     """Nobody listens."""
 
 
@@ -98,6 +98,10 @@ class CheckpointStore:
         """
         return read_checkpoint(path)
 
+    def place(self, path: Path) -> str:
+        """What a checkpoint's folder is called where others look for it."""
+        return str(path)
+
     def manifest(self, path: Path) -> Manifest:
         """What one checkpoint says of itself. Raises UserError where that is damaged."""
         return read_manifest(path)
@@ -127,21 +131,21 @@ class CheckpointStore:
         return [info for info in complete if info.step in gone]
 
     def prune(
-        self, keep: Retention, validation: Mapping[int, float], say: Callable[[str], None] = _ignore
+        self, keep: Retention, validation: Mapping[int, float], say: Callable[[str], None] = ignore
     ) -> Sequence[CheckpointInfo]:
         """Remove what is superfluous and return it; what could not be removed is named through `say`."""
         removed = []
         for info in self.superfluous(keep, validation):
             try:
-                self._hide_and_remove(info.path)
+                self._hide_and_remove(Path(info.path))
             except OSError as error:
                 say(f"{info.path} could not be removed: {error.strerror}")
             else:
                 removed.append(info)
         return removed
 
-    def set_aside_after(self, step: int) -> Path | None:
-        """Move all checkpoints newer than `step` into a folder of their own, newest first, and return it.
+    def set_aside_after(self, step: int) -> str | None:
+        """Move all checkpoints newer than `step` into a folder of their own, newest first, and return its place.
 
         A run that goes back to `step` must not take them up again; they are kept for who wants them. None where
         there is none. Raises UserError where they cannot be moved.
@@ -159,7 +163,7 @@ class CheckpointStore:
             raise UserError(
                 f"checkpoints newer than step {step} cannot be moved to {aside}: {error.strerror}"
             ) from None
-        return aside
+        return str(aside)
 
     def clean(self) -> None:
         """Finish or remove what a killed save or removal left; called by every save. Raises OSError."""
@@ -175,7 +179,7 @@ class CheckpointStore:
 
     def _verify(self, info: CheckpointInfo) -> CheckpointInfo:
         try:
-            self.load(info.path)
+            self.load(Path(info.path))
         except UserError as problem:
             return replace(info, problem=str(problem))
         return info

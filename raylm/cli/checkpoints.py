@@ -8,11 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raylm.checkpoint.locate import locate
+from raylm.checkpoint.locate import find
 from raylm.checkpoint.retention import Retention
-from raylm.checkpoint.store import CheckpointInfo, CheckpointStore
+from raylm.checkpoint.store import CheckpointInfo
 from raylm.cli.tables import print_json, print_table
 from raylm.observe import figures
+from raylm.observe.events import NAME as EVENTS
 from raylm.observe.events import finite_json, number, read_events, validation_losses
 from raylm.observe.run_folder import read_record
 
@@ -24,9 +25,9 @@ _COLUMNS = ("step", "epoch", "loss", "validation", "size", "age", "state")
 def main(arguments: Sequence[str], program: str = "raylm checkpoints") -> int:
     """The exit code: 1 where --verify finds a bad one. Raises: UserError: a mistake of the user's."""
     options = _parser(program).parse_args(arguments)
-    folder, _ = locate(options.run)
-    store = CheckpointStore(folder / "checkpoints")
-    validation = validation_losses(read_events(folder))
+    found = find(options.run, "reader")
+    folder, store = found.folder, found.store
+    validation = validation_losses(read_events(folder) if (folder / EVENTS).exists() else ())
     if options.prune:
         keep = read_record(folder).config.checkpoint
         retention = Retention(keep.keep_last, keep.keep_every, keep.keep_best)
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str], program: str = "raylm checkpoints") -> int:
     infos = store.verify_all() if options.verify else store.list()
     rows = [_facts(info, validation.get(info.step), options.verify) for info in infos]
     if options.json:
-        print_json(sys.stdout, finite_json({"run": folder, "checkpoints": rows}))
+        print_json(sys.stdout, finite_json({"run": found.place, "checkpoints": rows}))
     else:
         print_table(sys.stdout, _COLUMNS, [_row(row) for row in rows])
     return int(options.verify and any(not info.complete for info in infos))
@@ -51,7 +52,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         epilog=f"example: {program} runs/quick-20260101-120000 --verify",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("run", metavar="RUN", help="a run's folder or URI")
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--verify", action="store_true", help="read every byte; exit code 1 where one is bad, which is named"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from raylm.checkpoint.mirror import Mirror
 from raylm.cli.options import parse_run_config
 from raylm.cli.running import COMPLETED, open_view, run
 from raylm.config import RunConfig
@@ -18,7 +19,7 @@ from raylm.data.publish import publish
 from raylm.data.upload import is_uri
 from raylm.errors import UserError
 from raylm.guard.drills import parse_drills
-from raylm.observe.run_folder import RunRecord, create_run_folder, remove_unstarted
+from raylm.observe.run_folder import RunRecord, create_in_store, create_run_folder, remove_unstarted
 
 SUMMARY = "Train a language model: by default a small one, for a few minutes, on the Penn Treebank or a sample."
 
@@ -27,15 +28,17 @@ def main(arguments: Sequence[str], program: str = "raylm train") -> int:
     """The exit code. Raises: UserError: a mistake of the user's."""
     config = parse_run_config(arguments, program=program)
     parse_drills(config.drill)
-    folder = run_folder(config)
+    folder, mirror = run_folder(config)
     view = open_view(config.report.plain_seconds)
     try:
+        if mirror is not None:
+            create_in_store(mirror)
         record = prepare(config, view.note)
         create_run_folder(folder, record)
         try:
-            code = run(record, folder, view)
+            code = run(record, folder, view, mirror)
         except UserError:
-            remove_unstarted(folder)
+            remove_unstarted(folder, mirror)
             raise
     finally:
         view.close()
@@ -44,14 +47,14 @@ def main(arguments: Sequence[str], program: str = "raylm train") -> int:
     return code
 
 
-def run_folder(config: RunConfig) -> Path:
-    """Where the run is kept. Raises: UserError: not a local folder."""
-    if "://" in config.storage_path:
-        raise UserError(
-            f"--storage-path {config.storage_path}: runs are kept in local or shared folders; mount the store there"
-        )
+def run_folder(config: RunConfig) -> tuple[Path, Mirror | None]:
+    """Where the run is kept; in an object store, the mirror and its working folder. Raises: UserError: a bad URI."""
     name = config.name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return (Path(config.storage_path).expanduser() / name).resolve()
+    if is_uri(config.storage_path):
+        base, question, options = config.storage_path.partition("?")
+        mirror = Mirror(f"{base.rstrip('/')}/{name}{question}{options}", "driver")
+        return mirror.folder, mirror
+    return (Path(config.storage_path).expanduser() / name).resolve(), None
 
 
 def prepare(config: RunConfig, say: Callable[[str], None]) -> RunRecord:

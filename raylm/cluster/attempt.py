@@ -23,6 +23,7 @@ from raylm.cluster.backend import TensorFlowConfig
 from raylm.cluster.capacity import Demand
 from raylm.cluster.connection import gist
 from raylm.cluster.worker import Job, run_worker
+from raylm.data.remote import connect
 from raylm.errors import UserError
 from raylm.observe.summary import Summary
 
@@ -38,6 +39,8 @@ class Attempt:
     def __init__(self, job: Job, demand: Demand, workers: int, run_folder: Path) -> None:
         for name, value in _TRAIN_SETTINGS.items():
             os.environ.setdefault(name, value)
+        filesystem, path = connect(job.remote) if job.remote else (None, str(run_folder))
+        path = f"{path}/ray"
         self._trainer = DataParallelTrainer(
             run_worker,
             train_loop_config=job,
@@ -47,7 +50,8 @@ class Attempt:
             ),
             run_config=TrainRunConfig(
                 name=run_name(),
-                storage_path=str(run_folder / "ray"),
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             ),
         )

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from raylm.checkpoint.store import CheckpointStore, step_of
+from raylm.checkpoint.mirror import Mirror
+from raylm.checkpoint.mirrored import checkpoints_of
+from raylm.checkpoint.store import step_of
 from raylm.cluster.attempt import Attempt
 from raylm.cluster.autoscaling import may_come, wish
 from raylm.cluster.board import Board, ConnectionLost, Message
@@ -27,6 +29,9 @@ from raylm.observe.run_folder import RunRecord
 from raylm.observe.summary import Summary, write_summary
 from raylm.observe.view import View
 from raylm.training.topology import Topology
+
+DRIVER_LOG = "logs/driver.log"
+"""What Ray prints in the driver, in the run's folder."""
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
@@ -45,8 +50,10 @@ class RunFailed(Exception):  # noqa: N818 - an end of the run
     """The run ended without its result; the message is one line for the person who started it."""
 
 
-def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
+def fit(record: RunRecord, run_folder: Path, view: View, mirror: Mirror | None = None) -> Summary:
     """Trains on Ray Train, from the newest checkpoint in `run_folder` or from the start, and shows it in `view`.
+
+    mirror: of a run that is kept in an object store; `run_folder` is its working folder here.
 
     Raises:
         UserError: the cluster cannot be reached or cannot hold the run, or a worker found a mistake of the user's.
@@ -55,12 +62,14 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
     """
     config = record.config
     view.wait("starting Ray")
-    with output_to(run_folder / "logs" / "driver.log"), connected(config.cluster.address):
+    with output_to(run_folder / DRIVER_LOG), connected(config.cluster.address):
         demand = plan(config.cluster, [*(node.total for node in _staying()), *may_come()])
         # Refuses more replicas than lanes or shards.
         Topology(0, demand.most, demand.replicas, config.data.lanes, config.cluster.fixed_shards)
         with _signals() as received:
-            driver = _Driver(record, demand, run_folder, view, received)
+            driver = _Driver(record, demand, run_folder, view, received, mirror)
+            if mirror is not None:
+                mirror.push()
             try:
                 return driver.run()
             except Stopped as stopped:
@@ -70,17 +79,32 @@ def fit(record: RunRecord, run_folder: Path, view: View) -> Summary:
             except ConnectionLost as lost:
                 reason = f"the Ray cluster does not answer any more ({lost})"
                 raise driver.failed(reason) from lost
+            finally:
+                if mirror is not None:
+                    mirror.push((DRIVER_LOG,))
 
 
 class _Driver:
     """The attempts of one `raylm train` or `raylm resume`, and what was seen of them."""
 
-    def __init__(self, record: RunRecord, demand: Demand, run_folder: Path, view: View, received: list[int]) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        demand: Demand,
+        run_folder: Path,
+        view: View,
+        received: list[int],
+        mirror: Mirror | None,
+    ) -> None:
         self._asked: ClusterConfig = record.config.cluster
         self._demand, self._run_folder, self._view, self._received = demand, run_folder, view, received
         self._board = Board()
         datasets = (record.datasets["train"], record.datasets["valid"], record.datasets["test"])
-        self._job = Job(record.config, record.corpus, datasets, demand.replicas, str(run_folder), self._board.actor)
+        self._mirror = mirror
+        uri = mirror.uri if mirror else None
+        self._job = Job(
+            record.config, record.corpus, datasets, demand.replicas, str(run_folder), uri, self._board.actor
+        )
         self._here = this_node()
         self._steps, self._saved = 0, -1
         self._started = False
@@ -125,16 +149,20 @@ class _Driver:
 
     def _newest(self) -> int:
         """The step of the newest checkpoint. A worker that is killed cannot tell of its last one."""
-        path = CheckpointStore(self._run_folder / "checkpoints").newest()
+        path = checkpoints_of(self._run_folder, self._mirror).newest()
         on_disk = step_of(path) if path is not None else None
         return max(self._saved, on_disk or 0)
 
     def _end(self, status: str, reason: str) -> Summary:
         summary = Summary(status, reason, self._steps, 0)
+        if self._mirror is not None:
+            self._mirror.pull_files()
         write_summary(self._run_folder, summary)
         log = EventLog(self._run_folder)
         log.append("end", self._steps, None, status=status, reason=reason)
         log.close()
+        if self._mirror is not None:
+            self._mirror.push()
         return summary
 
     def _wait_for_room(self) -> int:

@@ -6,12 +6,14 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 
+from raylm.checkpoint.mirror import Mirror
 from raylm.cluster.board import Poster
 from raylm.cluster.nodes import this_node
 from raylm.config import RunConfig
@@ -32,8 +34,8 @@ default TensorFlow takes them on newer processors only."""
 class Job:
     """What every worker is told.
 
-    corpus: its name. datasets: the folders of train, valid and test. replicas: per worker. board: handle of the
-    driver's board.
+    corpus: its name. datasets: the folders of train, valid and test. replicas: per worker. remote: URI of a run that
+    is kept in an object store; each worker has a working folder then. board: handle of the driver's board.
     """
 
     config: RunConfig
@@ -41,6 +43,7 @@ class Job:
     datasets: tuple[str, str, str]
     replicas: int
     run_folder: str
+    remote: str | None
     board: Any
 
 
@@ -56,9 +59,12 @@ def run_worker(job: Job) -> dict[str, Any]:
     """
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    _log_to(Path(job.run_folder) / "logs" / f"worker-{rank}.log")
     poster = Poster(job.board)
+    mirror: Mirror | None = None
     try:
+        mirror = Mirror(job.remote, f"rank-{rank}") if job.remote else None
+        run_folder = mirror.folder if mirror else Path(job.run_folder)
+        _log_to(run_folder / "logs" / f"worker-{rank}.log")
         poster.publish({"kind": "place", "rank": rank, "node": this_node()})
         if rank == 0:
             poster.publish({"kind": "wait", "what": "importing TensorFlow"})
@@ -70,7 +76,9 @@ def run_worker(job: Job) -> dict[str, Any]:
         config = job.config
         topology = Topology(rank, workers, job.replicas, config.data.lanes, config.cluster.fixed_shards)
         datasets = Datasets(job.corpus, *(open_dataset(folder) for folder in job.datasets))
-        summary = train(config, datasets, topology, Path(job.run_folder), outside).to_json()
+        if mirror is not None:
+            mirror.pull()
+        summary = train(config, datasets, topology, run_folder, outside, mirror).to_json()
         if rank == 0:
             poster.publish({"kind": "summary", "summary": summary})
         return summary
@@ -81,6 +89,9 @@ def run_worker(job: Job) -> dict[str, Any]:
         raise WorkerFailed(f"{type(error).__name__}: {error}") from None
     finally:
         poster.close()
+        if mirror is not None:
+            with suppress(UserError):  # what is left are logs
+                mirror.push()
 
 
 def _report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:

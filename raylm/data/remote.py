@@ -204,10 +204,24 @@ def _connect_s3(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def without_secrets(uri: str) -> str:
     """A URI without its credentials and options, to be shown."""
-    return re.sub(r"://[^/@]*@", "://", uri.split("?")[0]).rstrip("/")
+    return without_credentials(uri.split("?")[0]).rstrip("/")
+
+
+def without_credentials(uri: str) -> str:
+    """A URI to be kept: without its credentials, with its options."""
+    return re.sub(r"://[^/@]*@", "://", uri)
+
+
+def with_credentials_of(uri: str, other: str) -> str:
+    """A URI with the credentials of another one, where it has none itself."""
+    found = re.match(r"\w+://([^/@]*@)", other)
+    return uri.replace("://", f"://{found[1]}", 1) if found and uri == without_credentials(uri) else uri
+
+
+_FINAL = ("ACCESS_DENIED", "NO_SUCH", "NoSuch")
 
 
 def hopeless(error: OSError) -> bool:
     """Whether asking again cannot help: the file is not there, or we may not read it."""
     told = str(error)
-    return isinstance(error, FileNotFoundError | PermissionError) or "ACCESS_DENIED" in told or "NoSuch" in told
+    return isinstance(error, FileNotFoundError | PermissionError) or any(word in told for word in _FINAL)

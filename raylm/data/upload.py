@@ -72,6 +72,31 @@ class Destination:
         target = self._target(there)
         self._persist(lambda: self._store.copy_file(f"{self._path}/{name}", target))
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of every file below a folder, by its name from here; nothing where there is no such folder."""
+        chosen = pafs.FileSelector(f"{self._path}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)
+        found = self._persist(lambda: self._store.get_file_info(chosen))
+        start = len(self._path) + 1
+        return {info.path[start:]: info.size for info in found if info.type == pafs.FileType.File}
+
+    def fetch(self, name: str, file: Path) -> None:
+        """Copy a file from there to this machine."""
+        local = pafs.LocalFileSystem()
+        source = f"{self._path}/{name}"
+        self._persist(
+            lambda: pafs.copy_files(source, str(file), source_filesystem=self._store, destination_filesystem=local)
+        )
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file there, or replace it."""
+        target = self._target(name)
+
+        def ask() -> None:
+            with self._store.open_output_stream(target) as stream:
+                stream.write(data)
+
+        self._persist(ask)
+
     def read(self, name: str) -> bytes:
         """All of a file."""
 

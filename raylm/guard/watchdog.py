@@ -13,9 +13,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 STALLED = 75
 """Exit code of a process that the watchdog ended (EX_TEMPFAIL)."""
@@ -30,23 +31,55 @@ def end_process(reason: str) -> None:
     os._exit(STALLED)
 
 
+class Marks(Protocol):
+    """A place that all ranks reach, where each says that it is busy. What cannot be said or read is passed over."""
+
+    every: float
+    """Seconds between looks."""
+
+    def say(self, rank: int, text: str) -> None:
+        """Leaves a rank's word, in place of its last."""
+
+    def read(self) -> Mapping[str, str]:
+        """Every rank's last word."""
+
+
+class FolderMarks:
+    """Marks as files of a folder."""
+
+    every = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def say(self, rank: int, text: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk: this rank still knows of itself
+            self._folder.mkdir(exist_ok=True)
+            (self._folder / f"busy-{rank}").write_text(text)
+
+    def read(self) -> Mapping[str, str]:
+        with contextlib.suppress(OSError):
+            return {path.name: path.read_text() for path in self._folder.glob("busy-*")}
+        return {}
+
+
 class Watchdog:
-    """Watches one rank inside a `with` block. `folder` is shared by all ranks: there each says that it is busy."""
+    """Watches one rank inside a `with` block. All ranks share the `marks`."""
 
     def __init__(
         self,
-        folder: Path,
+        marks: Marks,
         rank: int,
         timeout: float,
         expire: Callable[[str], None] = end_process,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """timeout: seconds without progress after which `expire` is called with the reason."""
-        self._folder, self._rank, self._timeout = folder, rank, timeout
+        self._marks, self._rank, self._timeout = marks, rank, timeout
         self._expire, self._clock = expire, clock
         self._progress = clock()
         self._busy_since: float | None = None
-        self._seen: dict[str, str] = {}
+        self._seen: Mapping[str, str] = {}
         self._looked = False
         self._beats = 0
         self._over = threading.Event()
@@ -79,9 +112,7 @@ class Watchdog:
         now = self._clock()
         if self._busy_since is not None and now - self._busy_since < _LONGEST_BUSY * self._timeout:
             self._beats += 1
-            with contextlib.suppress(OSError):  # a full disk: this rank still knows of itself
-                self._folder.mkdir(exist_ok=True)
-                (self._folder / f"busy-{self._rank}").write_text(f"{os.getpid()} {self._beats}")
+            self._marks.say(self._rank, f"{os.getpid()} {self._beats}")
             self._progress = now
         if self._someone_is_busy():
             self._progress = now
@@ -93,14 +124,12 @@ class Watchdog:
 
     def _someone_is_busy(self) -> bool:
         """Whether a rank said so since the last look; what stands there says nothing of when."""
-        seen = {}
-        with contextlib.suppress(OSError):
-            seen = {path.name: path.read_text() for path in self._folder.glob("busy-*")}
+        seen = self._marks.read()
         changed = self._looked and seen != self._seen
         self._looked = True
         self._seen = seen
         return changed
 
     def _run(self) -> None:
-        while not self._over.wait(min(1.0, self._timeout / 10)):
+        while not self._over.wait(min(self._marks.every, self._timeout / 10)):
             self.look()

@@ -53,10 +53,10 @@ def read_config(tree: Tree, written_by: str, say: Callable[[str], None]) -> RunC
     return RunConfig.model_validate_json(json.dumps(_tree(known, tree)))
 
 
-def differences(old: Tree, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+def differences(old: Tree, new: Tree) -> dict[str, tuple[Any, Any]]:
     """Old and new value of each option that differs from an older configuration, which may lack some."""
     before = {**_leaves(_plain(RunConfig())), **_leaves(old)}
-    return {key: (before[key], value) for key, value in _leaves(_plain(new)).items() if before[key] != value}
+    return {key: (before[key], value) for key, value in _leaves(new).items() if before[key] != value}
 
 
 def _tree(known: Mapping[str, Any], tree: Tree, prefix: str = "") -> dict[str, Any]:

@@ -15,8 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from raylm import __version__
+from raylm.checkpoint.mirror import FOLDER, Mirror, complete
 from raylm.config import RunConfig
 from raylm.data.caching import write_file
+from raylm.data.remote import without_credentials
 from raylm.errors import UserError
 from raylm.observe.migration import read_config
 
@@ -55,19 +57,39 @@ def create_run_folder(folder: Path, record: RunRecord) -> None:
     write_record(folder, record)
 
 
-def remove_unstarted(folder: Path) -> None:
-    """Removes the folder of a run that never began, so that its name is free again."""
-    if not (folder / "checkpoints").exists():
+def create_in_store(mirror: Mirror) -> None:
+    """Begins a run in an object store: its name is free, and we may write there.
+
+    Raises:
+        UserError: it is not, there is no such bucket, or we may not.
+    """
+    mirror.check_writable()
+    if mirror.remote.sizes():
+        raise UserError(
+            f"{mirror.place} is not empty: choose another --name, or go on with `raylm resume --from-checkpoint "
+            f"{mirror.place}`"
+        )
+    shutil.rmtree(mirror.folder, ignore_errors=True)
+
+
+def remove_unstarted(folder: Path, mirror: Mirror | None = None) -> bool:
+    """Removes the folder of a run that never began, so that its name is free again; whether it never did."""
+    begun = complete(mirror.remote.sizes(FOLDER)) if mirror else (folder / FOLDER).exists()
+    if not begun:
         shutil.rmtree(folder, ignore_errors=True)
+        if mirror is not None:
+            for name in mirror.remote.sizes():
+                mirror.remote.remove(name)
+    return not begun
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Writes config.json whole or not at all. Raises: UserError: the folder cannot be written to."""
     content = {
-        "config": record.config.model_dump(mode="json"),
+        "config": to_be_kept(record.config),
         "corpus": record.corpus,
         "note": record.note,
-        "datasets": record.datasets,
+        "datasets": {split: without_credentials(place) for split, place in record.datasets.items()},
         "versions": versions(),
     }
     write_file(folder / NAME, (json.dumps(content, indent=2) + "\n").encode())
@@ -75,6 +97,14 @@ def write_record(folder: Path, record: RunRecord) -> None:
 
 def _no_one(line: str) -> None:
     """Nobody listens."""
+
+
+def to_be_kept(config: RunConfig) -> dict[str, Any]:
+    """A configuration for files: without the credentials of the URIs in it."""
+    tree = config.model_dump(mode="json")
+    tree["storage_path"] = without_credentials(tree["storage_path"])
+    tree["data"]["corpus"] = [without_credentials(place) for place in tree["data"]["corpus"]]
+    return tree
 
 
 def read_record(folder: Path, say: Callable[[str], None] = _no_one) -> RunRecord:

@@ -41,7 +41,7 @@ def summary_rows(summary: Summary) -> list[PerplexityRow]:
     return rows
 
 
-def summary_notes(summary: Summary, run_folder: Path, warning: str | None = None) -> list[str]:
+def summary_notes(summary: Summary, run_folder: Path | str, warning: str | None = None) -> list[str]:
     """The lines below the table: speed, what came in between, a warning of the caller's, the run's folder."""
     notes = [f"{summary.status} after {figures.count(summary.steps)} steps: {summary.reason}"]
     if summary.tokens_per_second is not None:

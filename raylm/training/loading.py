@@ -108,7 +108,7 @@ def _best(store: CheckpointStore, validation: Mapping[int, float]) -> Path:
     judged = [info for info in store.list() if info.complete and math.isfinite(validation.get(info.step, math.nan))]
     if not judged:
         raise UserError(f"{store.folder}: no checkpoint there was evaluated; leave --best out")
-    return min(judged, key=lambda info: (validation[info.step], -info.step)).path
+    return Path(min(judged, key=lambda info: (validation[info.step], -info.step)).path)
 
 
 def _export_at(path: str) -> Path | None:

@@ -15,16 +15,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from raylm.checkpoint.store import CheckpointStore
+from raylm.checkpoint.mirror import Mirror, StoreMarks
 from raylm.config import RunConfig
 from raylm.data.reader import Reader
 from raylm.data.streams import Window
 from raylm.guard.drills import PROCESS_KINDS, STATE_SITES, Drill, due, parse_drills
 from raylm.guard.judge import Outcome
 from raylm.guard.ledger import Ledger
-from raylm.guard.watchdog import Watchdog
+from raylm.guard.watchdog import FolderMarks, Watchdog
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
+from raylm.training.agenda import Agenda
 from raylm.training.datasets import Datasets, open_source
 from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
@@ -55,17 +56,27 @@ class Outside:
     report: Callable[[Mapping[str, float], Path | None], None]
 
 
-def train(config: RunConfig, datasets: Datasets, topology: Topology, run_folder: Path, outside: Outside) -> Summary:
+def train(
+    config: RunConfig,
+    datasets: Datasets,
+    topology: Topology,
+    run_folder: Path,
+    outside: Outside,
+    mirror: Mirror | None = None,
+) -> Summary:
     """Trains to the end of the configured run, from the newest checkpoint in `run_folder` if it holds one.
+
+    mirror: of a run that is kept in an object store, which `run_folder` was pulled from.
 
     Returns the summary, the same status on every rank: completed, failed (diverged) or interrupted.
 
     Raises:
         UserError: the checkpoint does not fit the run, or more replicas than devices or lanes were asked for.
     """
-    with Watchdog(run_folder / "alive", topology.rank, config.guard.step_timeout) as watchdog:
+    marks = StoreMarks(mirror.uri) if mirror else FolderMarks(run_folder / "alive")
+    with Watchdog(marks, topology.rank, config.guard.step_timeout) as watchdog:
         with watchdog.busy():
-            run = _Run(config, datasets, topology, run_folder, outside, watchdog)
+            run = _Run(config, datasets, topology, run_folder, outside, watchdog, mirror)
         try:
             status, reason = run.until_the_end()
         except Diverged as verdict:
@@ -95,13 +106,16 @@ class _Run:
         run_folder: Path,
         outside: Outside,
         watchdog: Watchdog,
+        mirror: Mirror | None,
     ) -> None:
         self.config, self.datasets, self.topology, self.outside = config, datasets, topology, outside
         self.run_folder, self.watchdog = run_folder, watchdog
+        self.agenda = Agenda(config)
         self.drills = parse_drills(config.drill)
         self.source = open_source(config, datasets.train, topology)
         self.total_steps = config.steps or sum(map(self.source.windows_per_epoch, range(config.epochs)))
-        self.record = Recorder(config, run_folder, topology.rank, outside.publish)
+        place = mirror.place if mirror else None
+        self.record = Recorder(config, run_folder, topology.rank, outside.publish, place=place)
         self.sent: deque[_Sent] = deque()
         self.compiled = False
         self.record.wait("building the model")
@@ -110,8 +124,7 @@ class _Run:
         self.evaluator = Evaluator(self.replicas.model, config.data)
         all_lanes = open_source(config, datasets.train, topology.undivided)
         investigation = Investigation(config, topology, all_lanes, self.record, run_folder, self.total_steps)
-        store = CheckpointStore(run_folder / "checkpoints")
-        self.saver = Saver(config, self.replicas, store, self.record, datasets.train.dataset_id)
+        self.saver = Saver(config, self.replicas, run_folder, self.record, datasets.train.dataset_id, mirror)
         self.recovery = Recovery(config, self.replicas, self.source, investigation, self.record, self.saver, run_folder)
         self.state = self._begin()
         self.reader = Reader(open_source(config, datasets.train, topology), self.state.cursor)
@@ -153,7 +166,7 @@ class _Run:
                 return "interrupted", f"asked to stop after {self.state.step} updates"
             if self._anything_due():
                 self._pause()
-                if self._over():
+                if self.agenda.over(self.state):
                     return "completed", f"{self.state.step} updates"
             with nullcontext() if self.compiled else self.watchdog.busy():
                 self._send()
@@ -220,40 +233,20 @@ class _Run:
                 self.state = back
         return stop
 
-    def _over(self) -> bool:
-        if self.config.steps is not None:
-            return self.state.step >= self.config.steps
-        return self.state.cursor.epoch >= self.config.epochs
-
-    def _epoch_ended(self) -> bool:
-        return self.state.cursor.epoch > self.state.epochs_evaluated
-
-    def _save_due(self) -> bool:
-        step = self.state.step
-        due_now = step % self.config.checkpoint.every == 0 or self._epoch_ended() or self._over()
-        return due_now and step > self.saver.saved_at
-
-    def _sample_due(self) -> bool:
-        every, step = self.config.report.sample_every, self.state.step
-        return bool(every) and step > 0 and (step % every == 0 or self._over())
-
-    def _evaluation_due(self) -> bool:
-        return self._epoch_ended() or self._over()
-
     def _anything_due(self) -> bool:
         """Whether something stands between this step and the next, so that every outcome must be read first."""
-        between_steps = self._save_due() or self._sample_due() or self._evaluation_due() or self._over()
+        between_steps = self.agenda.anything(self.state, self.saver.saved_at)
         return between_steps or self.recovery.careful or self.recovery.snapshot_due(self.state)
 
     def _pause(self) -> None:
         """Everything that is due between two steps. What is expensive to repeat comes after the checkpoint."""
         if self.recovery.snapshot_due(self.state):
             self.recovery.snapshot(self.state)
-        if self._save_due():
+        if self.agenda.save(self.state, self.saver.saved_at):
             self._save()
-        if self._sample_due() and self.topology.rank == 0:
+        if self.agenda.sample(self.state) and self.topology.rank == 0:
             self._sample()
-        if self._evaluation_due():
+        if self.agenda.evaluation(self.state):
             self._evaluate()
 
     def _long(self) -> AbstractContextManager[None]:
@@ -274,12 +267,13 @@ class _Run:
         state = self.state
         state.epochs_evaluated = state.cursor.epoch
         if self.topology.rank == 0:
-            for split in ("valid", "test") if self._over() else ("valid",):
+            for split in ("valid", "test") if self.agenda.over(self.state) else ("valid",):
                 self.record.wait(f"evaluating on the {split} text")
                 began = self.record.clock()
                 with self.record.apart(), self._long():
                     score = self.evaluator.score(getattr(self.datasets, split))
                 self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
+            self.saver.publish(behind=True)
         self.outside.report(self.record.metrics(), self.saver.newest)
 
     def _save(self) -> None:
@@ -294,4 +288,7 @@ class _Run:
         snapshot = capture(self.replicas, self.state, self.config.seed, {})
         with self._long():
             self.saver.wait()
-        return self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)
+        summary = self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)
+        with self._long():
+            self.saver.publish()
+        return summary

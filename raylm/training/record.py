@@ -22,6 +22,7 @@ from raylm.guard.diagnosis import Verdict
 from raylm.guard.judge import Outcome, RollBack
 from raylm.observe.events import EventLog, read_events, validation_losses
 from raylm.observe.migration import differences
+from raylm.observe.run_folder import to_be_kept
 from raylm.observe.summary import Summary, steady_rate, write_summary
 from raylm.observe.tensorboard import TensorBoardLog
 from raylm.training.datasets import Source
@@ -49,7 +50,10 @@ class Recorder:
         rank: int,
         publish: Callable[[Mapping[str, Any]], None],
         clock: Callable[[], float] = time.perf_counter,
+        place: str | None = None,
     ) -> None:
+        """place: where others find the run, if not in `run_folder`."""
+        self.place = place or str(run_folder)
         self.config, self.run_folder, self.writes, self.publish, self.clock = (
             config,
             run_folder,
@@ -113,7 +117,7 @@ class Recorder:
                 path=str(path),
                 epoch=cursor.epoch,
                 tokens_left=tokens_left,
-                changes=differences(made_with, self.config),
+                changes=differences(made_with, to_be_kept(self.config)),
             )
 
     def step(self, outcome: Outcome, total_steps: int) -> None:
@@ -165,7 +169,8 @@ class Recorder:
 
     def verdict(self, step: int, position: int, verdict: Verdict, folder: Path) -> None:
         """What an incident was found to be."""
-        self.emit("verdict", step, position, verdict=verdict.name, text=verdict.line, folder=str(folder))
+        found = f"{self.place}/{folder.relative_to(self.run_folder).as_posix()}"
+        self.emit("verdict", step, position, verdict=verdict.name, text=verdict.line, folder=found)
 
     def rollback(
         self, outcome: Outcome, to_step: int, accounts: Mapping[str, Any], decision: RollBack, factor: float

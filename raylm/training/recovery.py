@@ -146,5 +146,6 @@ class Recovery:
     def _write_journal(self, journal: Journal) -> None:
         try:
             write_journal(self.run_folder, journal)
+            self.saver.publish()
         except UserError as problem:  # a full disk costs the record, not the run
             self.record.note(f"the rollback is not kept for a restart: {problem}")

@@ -12,11 +12,14 @@ from typing import Any
 
 from raylm.checkpoint.background import BackgroundWriter
 from raylm.checkpoint.manifest import Manifest
+from raylm.checkpoint.mirror import Mirror
+from raylm.checkpoint.mirrored import checkpoints_of
 from raylm.checkpoint.retention import Retention
 from raylm.checkpoint.snapshot import Snapshot
-from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
+from raylm.checkpoint.store import CheckpointNotSaved
 from raylm.config import RunConfig
 from raylm.errors import UserError
+from raylm.observe.run_folder import to_be_kept
 from raylm.training.record import Recorder
 from raylm.training.state import HostState, Replicas, State, capture
 
@@ -28,12 +31,20 @@ class Saver:
     """
 
     def __init__(
-        self, config: RunConfig, replicas: Replicas, store: CheckpointStore, record: Recorder, dataset_id: str
+        self,
+        config: RunConfig,
+        replicas: Replicas,
+        run_folder: Path,
+        record: Recorder,
+        dataset_id: str,
+        mirror: Mirror | None,
     ) -> None:
+        """mirror: of a run that is kept in an object store; `run_folder` is its working folder."""
         self.newest: Path | None = None
         self.saved_at = -1
-        self._config, self._replicas, self._store, self._record = config, replicas, store, record
-        self._dataset_id = dataset_id
+        self._config, self._replicas, self._record, self._dataset_id = config, replicas, record, dataset_id
+        self._mirror = mirror
+        self._store = checkpoints_of(run_folder, mirror)
         keep = config.checkpoint
         self._keep = Retention(keep.keep_last, keep.keep_every, keep.keep_best)
         self._writer = BackgroundWriter()
@@ -77,18 +88,32 @@ class Saver:
             if set_aside:
                 self._store.set_aside_after(step)
 
+    def publish(self, behind: bool = False) -> None:
+        """Sends the run's small files to its object store, where it has one; `behind` the training's back."""
+        if self._mirror is None or not self._record.writes:
+            return
+        if behind:
+            self._writer.begin(self.publish)
+            return
+        try:
+            self._mirror.push()
+        except UserError as problem:  # they are sent the next time
+            self._record.note(str(problem))
+
     def _write(self, snapshot: Snapshot, validation: Mapping[int, float]) -> None:
         """In the thread. What the disk refuses is told, and training goes on."""
         began, position = self._record.clock(), snapshot.cursor["position"]
-        config = self._config.model_dump(mode="json")
+        config = to_be_kept(self._config)
         try:
             path = self._store.save(snapshot, config=config, dataset_id=self._dataset_id)
         except CheckpointNotSaved as problem:
             self._record.emit("checkpoint", snapshot.step, position, problem=str(problem))
             return
         self.newest = path
-        self._record.emit("checkpoint", snapshot.step, position, path=str(path), seconds=self._record.clock() - began)
+        seconds = self._record.clock() - began
+        self._record.emit("checkpoint", snapshot.step, position, path=self._store.place(path), seconds=seconds)
         try:
             self._store.prune(self._keep, validation, self._record.note)
         except UserError as problem:  # the folder cannot be read: nothing is removed
             self._record.note(str(problem))
+        self.publish()
