@@ -165,7 +165,7 @@ def _what(loss: Sequence[float], question: Question) -> str:
         return "is known at one step only"
     if question.vocabulary and now > 0.98 * guessing and question.points[-1].step >= 200:
         return "has stayed at ln V, that of guessing"
-    if now > min(loss) + max(0.3, 0.05 * min(loss)):
+    if min(loss[-2:]) > min(loss) + max(0.3, 0.05 * min(loss)):
         return "rises again"
     return "falls" if now < 0.98 * loss[0] else "has hardly moved"
 
