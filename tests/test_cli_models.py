@@ -168,7 +168,20 @@ def test_score_refuses_what_it_cannot_read_or_write(run: Path, tmp_path: Path, r
     assert "name a checkpoint and at least one text file" in refusal("score", run)
     assert "no.txt does not exist" in refusal("score", run, tmp_path / "no.txt")
     assert "there is no folder" in refusal("score", run, tmp_path / "bad.txt", "--output", tmp_path / "no" / "out")
+    assert "is a folder: name a file in it" in refusal("score", run, tmp_path / "bad.txt", "--output", tmp_path)
     assert "bad.txt: line 2: not UTF-8" in refusal("score", run, tmp_path / "bad.txt")
+
+
+@pytest.mark.parametrize("place", ["n" * 300, "~no-such-user/there"])
+def test_a_place_that_cannot_be_is_refused_in_one_line(
+    place: str, run: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    (tmp_path / "text.txt").write_text("w3\n")
+    refusal("export", run, "--output", place)
+    refusal("score", run, tmp_path / "text.txt", "--output", place)
+    refusal("score", run, place)
+    refusal("eval", run, "--data", place)
+    refusal("generate", place)
 
 
 # export

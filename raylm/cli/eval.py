@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -14,6 +15,9 @@ from raylm.cli.tables import print_json, print_table
 from raylm.cli.trained import Mode, ModelCommand, load, longest_sentence, quiet_tensorflow, sayer
 from raylm.errors import UserError
 from raylm.observe import figures
+
+if TYPE_CHECKING:
+    from raylm.training.measure import Measured
 
 SUMMARY = "Evaluate a trained model by the literature's protocol: one pass, the carry kept, no dropout."
 
@@ -77,35 +81,34 @@ def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
         dynamic = Dynamic(command.dynamic_learning_rate, command.dynamic_clip, command.dynamic_window)
     likelihood = Likelihood(make_model(trained), cache, dynamic)
     found = [measure(likelihood, text, trained.vocabulary.unknown, longest) for text in texts]
-    if command.as_json:
-        rows = [
-            {**asdict(each), "perplexity": each.perplexity, "unknown_rate": each.unknowns / each.tokens}
-            for each in found
-        ]
-        document = {
-            "checkpoint": str(trained.place),
-            "step": trained.step,
-            "state_sha256": trained.state_sha256,
-            "read": "stream" if longest is None else "sentences",
-            "cache": asdict(cache) if cache else None,
-            "dynamic": asdict(dynamic) if dynamic else None,
-            "texts": rows,
-        }
-        print_json(sys.stdout, without_nonfinite(document))
+    if not command.as_json:
+        print_table(sys.stdout, COLUMNS, [_row(each) for each in found])
         return 0
-    rows_shown = [
-        (
-            figures.perplexity(each.perplexity),
-            f"{each.nats:.4f}",
-            f"{each.tokens:,}",
-            f"{each.unknowns / each.tokens:.2%}",
-            figures.duration(each.seconds),
-            each.text,
-        )
-        for each in found
-    ]
-    print_table(sys.stdout, ["perplexity", "nats/token", "tokens", "unknown", "time", "text"], rows_shown)
+    document = {
+        "checkpoint": str(trained.place),
+        "step": trained.step,
+        "state_sha256": trained.state_sha256,
+        "read": "stream" if longest is None else "sentences",
+        "cache": asdict(cache) if cache else None,
+        "dynamic": asdict(dynamic) if dynamic else None,
+        "texts": [{**asdict(each), "perplexity": each.perplexity, "unknown_rate": each.unknown_rate} for each in found],
+    }
+    print_json(sys.stdout, without_nonfinite(document))
     return 0
+
+
+COLUMNS = ["perplexity", "nats/token", "tokens", "unknown", "time", "text"]
+
+
+def _row(found: Measured) -> tuple[str, ...]:
+    return (
+        figures.perplexity(found.perplexity),
+        f"{found.nats:.4f}",
+        f"{found.tokens:,}",
+        f"{found.unknown_rate:.2%}",
+        figures.duration(found.seconds),
+        found.text,
+    )
 
 
 def _refuse_idle_options(command: EvalCommand) -> None:

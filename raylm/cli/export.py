@@ -10,6 +10,7 @@ from pydantic import Field
 from raylm.cli.options import parse_options
 from raylm.cli.trained import ModelCommand, load, quiet_tensorflow
 from raylm.training.export import Format, check_output, default_output, export_weights
+from raylm.training.loading import here
 
 SUMMARY = "Write a trained model for other programs: its weights as safetensors, or a TensorFlow SavedModel."
 
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str], program: str = "raylm export") -> int:
     """The exit code. Raises: UserError: a mistake of the user's."""
     command = parse_options(ExportCommand, arguments, program=program, about=SUMMARY + "\n" + EXAMPLES)
     if command.output is not None:
-        check_output(command.output.expanduser(), force=command.force)
+        check_output(here(command.output), force=command.force)
     trained = load(command.checkpoint, command.best, program)
-    output = (command.output or default_output(trained, command.form)).expanduser()
+    output = here(command.output or default_output(trained, command.form))
     check_output(output, force=command.force)
     if command.form == "safetensors":
         export_weights(trained, output, force=command.force)

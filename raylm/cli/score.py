@@ -11,8 +11,10 @@ from pydantic_settings import CliPositionalArg
 from raylm.cli.options import parse_options
 from raylm.cli.trained import Mode, load, longest_sentence, quiet_tensorflow
 from raylm.config import Section
+from raylm.data.caching import storing
 from raylm.data.inputs import plan_splits
 from raylm.errors import UserError
+from raylm.training.loading import here
 
 SUMMARY = "Give the log probability of every token of text files, to Parquet or as JSON lines."
 
@@ -44,8 +46,13 @@ def main(arguments: Sequence[str], program: str = "raylm score") -> int:
     checkpoint, *files = command.checkpoint_and_files or (None,)
     if not files:
         raise UserError(f"name a checkpoint and at least one text file, as in: {program} runs/quick my-text.txt")
-    if command.output is not None and not command.output.expanduser().parent.is_dir():
-        raise UserError(f"--output {command.output}: there is no folder {command.output.parent}")
+    output = None if command.output is None else here(command.output)
+    if output is not None:
+        with storing(output):
+            if not output.parent.is_dir():
+                raise UserError(f"--output {output}: there is no folder {output.parent}")
+            if output.is_dir():
+                raise UserError(f"--output {output} is a folder: name a file in it")
     plan_splits(files)  # a missing one is told before the others are read
     trained = load(checkpoint, command.best, program)
     with quiet_tensorflow():
@@ -55,9 +62,8 @@ def main(arguments: Sequence[str], program: str = "raylm score") -> int:
     tables = score_text(
         make_model(trained), files, trained.tokenizer, trained.vocabulary, longest_sentence(command.read, trained)
     )
-    if command.output is None:
+    if output is None:
         write_lines(tables, sys.stdout)
     else:
-        output = command.output.expanduser()
         print(f"{write_parquet(tables, output):,} tokens: {output}")
     return 0

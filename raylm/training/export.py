@@ -20,7 +20,6 @@ A folder appears whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.numpy
 
+from raylm.checkpoint import files
 from raylm.data.caching import storing
 from raylm.errors import UserError
 from raylm.observe.run_folder import versions
@@ -49,11 +49,13 @@ def default_output(trained: Trained, kind: Format) -> Path:
 
 def check_output(output: Path, *, force: bool) -> None:
     """Raises UserError where something stands at `output` that may not be replaced: with `force` an export may."""
-    if not output.exists() and not output.is_symlink():
-        return
-    if not force:
-        raise UserError(f"{output} exists already: choose another --output, or replace it with --force")
-    if output.is_symlink() or not output.is_dir() or not (_is_export(output) or not any(output.iterdir())):
+    with storing(output):
+        if not output.exists() and not output.is_symlink():
+            return
+        if not force:
+            raise UserError(f"{output} exists already: choose another --output, or replace it with --force")
+        if not output.is_symlink() and output.is_dir() and (_is_export(output) or not any(output.iterdir())):
+            return
         raise UserError(f"{output} is no export of raylm's, and --force replaces nothing else: choose another --output")
 
 
@@ -122,15 +124,24 @@ def publish(output: Path, force: bool, fill: Callable[[Path], None]) -> None:
             _fill(staging, fill)
             _sync(staging)
             check_output(output, force=force)
-            if output.exists():
-                before = staging.with_name(f"{staging.name}.before")
-                output.rename(before)
-                staging.rename(output)
-                shutil.rmtree(before, ignore_errors=True)
-            else:
-                staging.rename(output)
+            _replace(staging, output)
+            files.sync_folder(output.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, output: Path) -> None:
+    if not output.exists():
+        staging.rename(output)
+        return
+    before = staging.with_name(f"{staging.name}.before")
+    output.rename(before)
+    try:
+        staging.rename(output)
+    except OSError:
+        before.rename(output)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _fill(staging: Path, fill: Callable[[Path], None]) -> None:
@@ -146,9 +157,10 @@ def _fill(staging: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                files.sync(file.fileno())
+        else:
+            files.sync_folder(path)
+    files.sync_folder(folder)

@@ -32,21 +32,21 @@ SENTENCES = 32
 
 @dataclass(frozen=True)
 class Cache:
-    """weight: λ, the cache's share, from 0 up to but not 1. theta: how much more similar states count. window: places
-    remembered. The defaults are AWD-LSTM's for PTB (Merity et al. 2017)."""
+    """weight: λ, the cache's share, between 0 and 1. theta: how much more similar states count. window: places
+    remembered."""
 
-    weight: float = 0.1
-    theta: float = 1.0
-    window: int = 500
+    weight: float
+    theta: float
+    window: int
 
 
 @dataclass(frozen=True)
 class Dynamic:
     """learning_rate: of the mean loss of `window` words in nats. clip: largest global norm of its gradient."""
 
-    learning_rate: float = 0.1
-    clip: float = 0.25
-    window: int = 20
+    learning_rate: float
+    clip: float
+    window: int
 
 
 class Likelihood:

@@ -111,6 +111,14 @@ def _best(store: CheckpointStore, validation: Mapping[int, float]) -> Path:
     return Path(min(judged, key=lambda info: (validation[info.step], -info.step)).path)
 
 
+def here(path: str | Path) -> Path:
+    """A path with ~ as the home folder. Raises: UserError: there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}; write the folder out") from None
+
+
 def _export_at(path: str) -> Path | None:
     """The folder, where the path is one that holds exported weights."""
     try:

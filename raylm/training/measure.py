@@ -29,6 +29,11 @@ class Measured:
         """exp(nats); infinite where that overflows."""
         return perplexity(self.nats)
 
+    @property
+    def unknown_rate(self) -> float:
+        """The share of targets that are `<unk>`."""
+        return self.unknowns / self.tokens
+
 
 def measure(likelihood: Likelihood, text: Text, unknown: int | None, longest: int | None = None) -> Measured:
     """Reads a whole text once, without dropout: as one lane with the carry kept, the first token given; with `longest`
@@ -48,7 +53,7 @@ def measure(likelihood: Likelihood, text: Text, unknown: int | None, longest: in
             yield piece
 
     if longest is None:
-        found = likelihood.log_probabilities(counted((ids for ids, _ in text.read()), lambda number: number == 0))
+        found = likelihood.log_probabilities(counted((ids for ids, _ in text.read()), lambda number: int(number == 0)))
     else:
         found = likelihood.of_sentences(counted(sentences(text.read()), lambda _: 1), longest)
     total, tokens = 0.0, 0

@@ -12,12 +12,12 @@ import numpy as np
 from raylm.data.caching import default_cache_dir
 from raylm.data.corpora import find_corpus
 from raylm.data.dataset import Dataset, open_dataset
-from raylm.data.inputs import plan_splits
+from raylm.data.inputs import opening, plan_splits
 from raylm.data.manifest import MANIFEST
 from raylm.data.prepared import SPLITS, find_prepared
 from raylm.data.textrows import rows_of_text
 from raylm.errors import UserError
-from raylm.training.loading import Trained
+from raylm.training.loading import Trained, here
 
 Rows = tuple[np.ndarray, np.ndarray]
 """Some rows of a text: their ids one row after the other, each ended by `<eos>`, and the length of each."""
@@ -63,12 +63,17 @@ def _texts(name: str, trained: Trained, say: Callable[[str], None]) -> list[Text
             _of_files(f"{name} {split}", files, trained)
             for split, files in (("valid", corpus.valid), ("test", corpus.test))
         ]
-    if "://" in name or (Path(name).expanduser() / MANIFEST).is_file():
+    if "://" in name:
         return [_of_dataset(name, name, trained)]
-    prepared = find_prepared((name,)) if Path(name).expanduser().is_dir() else None
+    place = here(name)
+    with opening(place):
+        is_folder, is_dataset = place.is_dir(), (place / MANIFEST).is_file()
+    if is_dataset:
+        return [_of_dataset(name, str(place), trained)]
+    prepared = find_prepared((str(place),)) if is_folder else None
     if prepared:
         return [_of_dataset(prepared[split], prepared[split], trained) for split in ("valid", "test")]
-    return [_of_files(name, (Path(name).expanduser(),), trained)]
+    return [_of_files(name, (place,), trained)]
 
 
 def _of_dataset(name: str, place: str, trained: Trained) -> Text:
