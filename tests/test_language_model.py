@@ -134,6 +134,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_whole_network() -> None:
     model = LanguageModel(TINY, WORDS, seed=0)
     inputs, targets, counted = window()
     with tf.GradientTape() as tape:
+        tape.watch(list(model.weights.values()))
         loss, _ = model.loss_sum(inputs, targets, counted, model.zero_carry(LANES), None)
     exact = {name: weight.numpy().astype(np.float64) for name, weight in model.weights.items()}
     assert float(loss) == pytest.approx(reference_loss(exact, inputs, targets, counted), rel=1e-6)

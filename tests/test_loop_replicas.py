@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import LANES, end_of, events, make_texts, tiny
+from tiny_runs import LANES, WORDS, end_of, events, make_texts, tiny
 from training_cases import Attempt, attempt
 from training_runner import Call, answers, call
 
 from raylm.config import RunConfig
+from raylm.training.step import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,17 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"data": SENTENCES, "model": {"peepholes": True}}], ids=["streams", "sentences"]
+    "changes",
+    [{"data": {"window": 3}, "epochs": 1}, {"data": SENTENCES, "model": {"peepholes": True}}],
+    ids=["streams", "sentences"],
 )
 def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
     data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Bit for bit, with dropout, lanes that two do not divide, a fault, and a stop that one worker was asked for."""
+    """Bit for bit, with dropout, lanes that two do not divide, in streams a gradient kept as rows, a fault, and a stop
+    that one worker was asked for."""
     config = tiny(drill=("nan-loss@9",), **changes)
+    assert bool(rows_of(config, WORDS)) is (config.data.mode == "stream")
     one = Call(attempt, config, data, tmp_path / "one", 2)
     stopped = two_workers(config, data, tmp_path / "two", (None, 10))
     assert [told.summary.status for told in stopped] == ["interrupted"] * 2

@@ -88,9 +88,10 @@ def reference(tree: dict[str, Any], windows: Sequence[Window]) -> list[dict[str,
     carry, found = model.zero_carry(LANES), []
     for each in windows:
         carry = tf.nest.map_structure(lambda part, kept=~each.reset: part * kept[:, None].astype(np.float32), carry)
-        with tf.GradientTape() as tape:
-            loss, carry = model.loss_sum(each.inputs.T, each.targets.T, each.weights.T, carry, None)
         variables = list(model.weights.values())
+        with tf.GradientTape() as tape:
+            tape.watch(variables)
+            loss, carry = model.loss_sum(each.inputs.T, each.targets.T, each.weights.T, carry, None)
         gradients = [tf.convert_to_tensor(part).numpy().astype(np.float64) for part in tape.gradient(loss, variables)]
         scale = 1 / (each.weights.sum() if config.optimizer.loss_scale == "token_mean" else LANES)
         norm = scale * math.sqrt(sum((gradient**2).sum() for gradient in gradients))

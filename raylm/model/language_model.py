@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from raylm.config import ModelConfig
 from raylm.model.dropout import Masks
+from raylm.model.embedding import lookup
 from raylm.model.loss import cross_entropy_sum
 from raylm.model.lstm import LayerCarry, LayerWeights, lstm_layer
 from raylm.model.types import Tensor, Touch, untouched
@@ -48,7 +49,7 @@ class LanguageModel(tf.Module):
         `touch` sees `embedding`, and of each layer `layer0/gates`, `layer0/outputs`; in `loss_sum` also `logits`.
         """
         rate = self.config.dropout
-        hidden = touch("embedding", tf.gather(self.weights["embedding"], inputs_TB))
+        hidden = touch("embedding", lookup(self.weights["embedding"], inputs_TB))
         next_carry = []
         for layer in range(self.config.layers):
             if masks is not None:

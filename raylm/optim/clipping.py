@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from raylm.model.types import Tensor
+from raylm.optim.rows import Gradient, RowGradient
 
 
 def clip_factor(norm: Tensor, clip_norm: float | None) -> Tensor:
@@ -16,6 +17,10 @@ def clip_factor(norm: Tensor, clip_norm: float | None) -> Tensor:
     return clip_norm / tf.maximum(norm, clip_norm)
 
 
-def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients taken as one vector; a scalar, non-finite if any of them is."""
-    return tf.sqrt(2 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))
+def global_norm(gradients: Sequence[Gradient]) -> Tensor:
+    """The Euclidean norm of all gradients taken as one vector; a scalar, non-finite if any of them is.
+
+    Each id of a gradient in rows must stand once (`summed_by_row`).
+    """
+    values = [gradient.rows if isinstance(gradient, RowGradient) else gradient for gradient in gradients]
+    return tf.sqrt(2 * tf.add_n([tf.nn.l2_loss(value) for value in values]))

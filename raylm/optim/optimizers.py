@@ -1,7 +1,8 @@
 """Updates: stochastic gradient descent and Adam, over plain variables.
 
 An optimizer owns its slots as variables created before the first step, in the weights' order on every rank. `apply`
-takes gradients that are already reduced over all replicas, averaged and clipped: it only moves the weights.
+takes gradients that are already summed over all replicas, each row once: it scales them and moves the weights, in
+one pass over a weight's memory and without a copy of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from raylm.config import OptimizerConfig
 from raylm.model.types import Tensor
+from raylm.optim.rows import Gradient, RowGradient, dense
 
 
 class Optimizer(Protocol):
@@ -20,7 +22,7 @@ class Optimizer(Protocol):
 
     slots: Mapping[str, tf.Variable]
 
-    def apply(self, gradients: Sequence[Tensor], factor: Tensor, learning_rate: Tensor) -> None:
+    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
         """Moves the weights by one step along `factor` · gradients (in the weights' order)."""
 
 
@@ -31,14 +33,23 @@ class SGD:
         self.weights = weights
         self.slots: Mapping[str, tf.Variable] = {}
 
-    def apply(self, gradients: Sequence[Tensor], factor: Tensor, learning_rate: Tensor) -> None:
+    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
         scale = factor * learning_rate
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
-            weight.assign_sub(scale * gradient)
+            if isinstance(gradient, RowGradient):
+                tf.raw_ops.ResourceScatterSub(
+                    resource=weight.handle, indices=gradient.ids, updates=scale * gradient.rows
+                )
+            else:
+                tf.raw_ops.ResourceApplyGradientDescent(var=weight.handle, alpha=scale, delta=gradient)
 
 
 class Adam:
-    """Adam with bias correction (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1)."""
+    """Adam with bias correction (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
+
+    Every row's moments decay at every step, whether it was read or not. TensorFlow's update is the paper's faster form,
+    whose epsilon is not divided by the bias correction as algorithm 1's is: so it is multiplied by it.
+    """
 
     def __init__(self, weights: Mapping[str, tf.Variable], beta1: float, beta2: float, epsilon: float) -> None:
         self.weights = weights
@@ -49,18 +60,24 @@ class Adam:
             for moment in ("first", "second")
         } | {"updates": tf.Variable(0.0, trainable=False)}
 
-    def apply(self, gradients: Sequence[Tensor], factor: Tensor, learning_rate: Tensor) -> None:
+    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
         updates = self.slots["updates"]
         updates.assign_add(1.0)
         count = updates.read_value()
-        correction = tf.sqrt(1 - self.beta2**count) / (1 - self.beta1**count)
-        rate, epsilon = learning_rate * correction, self.epsilon * tf.sqrt(1 - self.beta2**count)
+        beta1_power, beta2_power = self.beta1**count, self.beta2**count
         for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
-            clipped = factor * gradient
-            first, second = self.slots[f"{name}/first"], self.slots[f"{name}/second"]
-            first.assign_sub((1 - self.beta1) * (first - clipped))
-            second.assign_sub((1 - self.beta2) * (second - tf.square(clipped)))
-            weight.assign_sub(rate * first / (tf.sqrt(second) + epsilon))
+            tf.raw_ops.ResourceApplyAdam(
+                var=weight.handle,
+                m=self.slots[f"{name}/first"].handle,
+                v=self.slots[f"{name}/second"].handle,
+                beta1_power=beta1_power,
+                beta2_power=beta2_power,
+                lr=learning_rate,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                epsilon=self.epsilon * tf.sqrt(1 - beta2_power),
+                grad=factor * dense(gradient, weight),
+            )
 
 
 def make_optimizer(config: OptimizerConfig, weights: Mapping[str, tf.Variable]) -> Optimizer:

@@ -10,6 +10,7 @@ import numpy as np
 
 from raylm.guard.diagnosis import Findings, Verdict, bisect_lanes, conclude
 from raylm.model.types import Tensor
+from raylm.optim.rows import dense
 from raylm.training.incident import Incident, validate
 from raylm.training.probe import Probe, Result
 
@@ -72,8 +73,9 @@ def trace_step(probe: Probe) -> Trace:
             return tensor
 
         part = probe.share_traced(incident.last, share, look)
-        for name, gradient in reversed(list(zip(probe.model.weights, part.gradients, strict=True))):
-            found.append(_statistics(f"{prefix}gradient of {name}", gradient.numpy(), "", 0, 1))
+        for (name, weight), gradient in reversed(list(zip(probe.model.weights.items(), part.gradients, strict=True))):
+            values = dense(gradient, weight).numpy()
+            found.append(_statistics(f"{prefix}gradient of {name}", values, "", 0, 1))
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 
 from raylm.errors import UserError
 from raylm.model.types import Tensor
+from raylm.optim.rows import Gradient, RowGradient, among_replicas, of_all_replicas, summed_by_row
 from raylm.training.summation import tree_sum
 from raylm.training.topology import Topology
 
@@ -45,12 +46,18 @@ def make_strategy(topology: Topology) -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
-def all_reduce_sum(values: list[Tensor]) -> list[Tensor]:
-    """Each value summed over all replicas of all workers."""
+def all_reduce_sum(values: list[Gradient]) -> list[Gradient]:
+    """Each value summed over all replicas of all workers; of a gradient in rows, each row."""
     context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return values
-    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, values))
+    replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
+    if replicas == 1:
+        return [summed_by_row(value) for value in values]
+    sent = [among_replicas(value, replica, replicas) if isinstance(value, RowGradient) else value for value in values]
+    summed = context.all_reduce(tf.distribute.ReduceOp.SUM, sent)
+    return [
+        summed_by_row(of_all_replicas(total)) if isinstance(value, RowGradient) else total
+        for value, total in zip(values, summed, strict=True)
+    ]
 
 
 def all_reduce_tree(values: list[Tensor], holders: int) -> list[Tensor]:

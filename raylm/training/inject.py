@@ -17,6 +17,7 @@ import tensorflow as tf
 from raylm.errors import UserError
 from raylm.guard.drills import SITES, STATE_SITES, Drill
 from raylm.model.types import Tensor, Touch
+from raylm.optim.rows import Gradient, RowGradient
 from raylm.training.state import Replicas
 
 _CODES = {site: code for code, site in enumerate((*SITES, "no-target", "explosion"), start=1)}
@@ -68,8 +69,10 @@ def touch_of(strike: Strike, replica: Tensor, first_lane: Tensor, weights_BT: Te
     return touch
 
 
-def struck_gradient(strike: Strike, replica: Tensor, name: str, gradient: Tensor) -> Tensor:
+def struck_gradient(strike: Strike, replica: Tensor, name: str, gradient: Gradient) -> Gradient:
     """The gradient of the weight `name`, all of it struck where the strike is for it."""
+    if isinstance(gradient, RowGradient):
+        return gradient._replace(rows=struck_gradient(strike, replica, name, gradient.rows))
     here = (strike.replica < 0) | (strike.replica == replica)
     exploded = here & (strike.site == _CODES["explosion"])
     gradient = tf.where(exploded, _EXPLOSION * gradient, gradient)

@@ -6,7 +6,7 @@ tree, and everything else is the step's own code (`raylm.training.step`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ from raylm.model.lstm import LayerCarry
 from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import global_norm
 from raylm.optim.optimizers import make_optimizer
+from raylm.optim.rows import Gradient, RowGradient, joined, summed_by_row
 from raylm.training.incident import Incident, RecordedStep
 from raylm.training.inject import strike_of, touch_of
 from raylm.training.state import assign_all
-from raylm.training.step import Batch, Control, Share, any_width, apply_gated, share_of_step
+from raylm.training.step import Batch, Control, Share, any_width, apply_gated, rows_of, share_of_step
 from raylm.training.summation import fixed_global_norm, tree_sum
 
 
@@ -49,7 +50,8 @@ class Probe:
         self.drilled = any(_comes_again(step.drill) for step in incident.steps)
         self._share = tf.function(self._share_eagerly)
         exact = config.cluster.exact_elastic
-        self._sum, self._norm = (tree_sum, fixed_global_norm) if exact else (_sum, global_norm)
+        self._sum: Callable[..., Gradient] = tree_sum if exact else _sum
+        self._norm: Callable[..., Tensor] = fixed_global_norm if exact else global_norm
         self.vary()
 
     def vary(self, clip_norm: float | None = None, rate_factor: float = 1.0) -> None:
@@ -153,7 +155,8 @@ class Probe:
         def touch(name: str, tensor: Tensor) -> Tensor:
             return look(name, strike(name, tensor))
 
-        return share_of_step(self.model, batch, carry, masks, control, share, touch)
+        rows = rows_of(self.incident.config, self.model.vocabulary)
+        return share_of_step(self.model, batch, carry, masks, control, share, touch, rows)
 
     def _result(self, recorded: RecordedStep, scalars: Tensor, norm: Tensor) -> Result:
         loss_sum, tokens, _ = (float(value) for value in scalars.numpy())
@@ -176,8 +179,10 @@ def _comes_again(drill: Drill | None) -> bool:
     )
 
 
-def _sum(values: Sequence[Tensor]) -> Tensor:
+def _sum(values: Sequence[Gradient]) -> Gradient:
     total = values[0]
+    if isinstance(total, RowGradient):
+        return summed_by_row(joined(values))
     for value in values[1:]:
         total = total + value
     return total

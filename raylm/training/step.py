@@ -18,6 +18,7 @@ from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
+from raylm.optim.rows import Gradient, row_gradient, stays_rows
 from raylm.training.distribute import all_reduce_sum, all_reduce_tree
 from raylm.training.inject import Strike, naive_mean, struck_gradient, touch_of
 from raylm.training.state import Replicas
@@ -64,9 +65,18 @@ class Share(NamedTuple):
     gradients in the weights' order, and the carry before (reset where lanes begin anew) and after."""
 
     scalars: Tensor
-    gradients: list[Tensor]
+    gradients: list[Gradient]
     carry: Carry
     next_carry: Carry
+
+
+def rows_of(config: RunConfig, words: int) -> frozenset[str]:
+    """The weights of a model of so many words whose gradients stay rows in this run: none where virtual shards fix
+    the order of every sum."""
+    if config.cluster.exact_elastic:
+        return frozenset()
+    widest = config.data.window if config.data.mode == "stream" else max(config.data.buckets)
+    return frozenset(["embedding"] if stays_rows(config.data.lanes * widest, words) else [])
 
 
 def share_of_step(
@@ -77,19 +87,26 @@ def share_of_step(
     control: Control,
     replica: Tensor,
     touch: Touch = untouched,
+    rows: frozenset[str] = frozenset(),
 ) -> Share:
     """Forward and backward over the lanes of one shard.
 
     An id outside the vocabulary makes the loss NaN on every device; by itself a CPU would raise, a GPU read zeros.
+    rows: weights whose gradients stay rows (`rows_of`).
     """
     known = tf.reduce_all(_known(batch.inputs, model) & _known(batch.targets, model))
     inputs, targets = (tf.where(_known(ids, model), ids, 0) for ids in (batch.inputs, batch.targets))
     carry = tf.nest.map_structure(lambda part: tf.where(batch.reset[:, None], tf.zeros_like(part), part), carry)
+    weights = list(model.weights.values())
     with tf.GradientTape() as tape:
+        tape.watch(weights)
         loss_sum, next_carry = model.loss_sum(
             tf.transpose(inputs), tf.transpose(targets), tf.transpose(batch.weights), carry, masks, touch
         )
-    gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss_sum, list(model.weights.values()))]
+    gradients: list[Gradient] = [
+        row_gradient(gradient) if name in rows else tf.convert_to_tensor(gradient)
+        for name, gradient in zip(model.weights, tape.gradient(loss_sum, weights), strict=True)
+    ]
     tokens = tf.reduce_sum(batch.weights)
     loss_sum = touch("loss", tf.where(known, loss_sum, float("nan")))
     if control.strike is not None:
@@ -100,19 +117,26 @@ def share_of_step(
 
 
 def share_of_replica(
-    model: LanguageModel, seed: int, topology: Topology, batch: Batch, carry: Carry, control: Control, replica: Tensor
+    model: LanguageModel,
+    config: RunConfig,
+    topology: Topology,
+    batch: Batch,
+    carry: Carry,
+    control: Control,
+    replica: Tensor,
 ) -> Share:
     """Forward and backward over one replica's lanes, shard after shard, summed in the order of a binary tree."""
+    rows = rows_of(config, model.vocabulary)
 
     def share_of_shard(number: int) -> Share:
         lanes = slice(number * topology.lanes_per_shard, (number + 1) * topology.lanes_per_shard)
         first_lane = replica * topology.lanes_per_replica + lanes.start
         mine = Batch(*(part[lanes] for part in batch))
-        masks = Masks(mask_key(seed, control.position, first_lane)) if model.config.dropout else None
+        masks = Masks(mask_key(config.seed, control.position, first_lane)) if model.config.dropout else None
         strike = control.strike
         touch = untouched if strike is None else touch_of(strike, replica, first_lane, mine.weights)
         before = tf.nest.map_structure(lambda part: part[lanes], carry)
-        return share_of_step(model, mine, before, masks, control, replica, touch)
+        return share_of_step(model, mine, before, masks, control, replica, touch, rows)
 
     shares = [share_of_shard(number) for number in range(topology.shards_per_replica)]
     scalars, *gradients = map(tree_sum, zip(*([one.scalars, *one.gradients] for one in shares), strict=True))
@@ -151,7 +175,7 @@ def train_step(
 ) -> tuple[StepResult, Carry]:
     """One update, identical on every replica; batch and carry hold this replica's lanes."""
     topology, optimization = replicas.topology, config.optimizer
-    share = share_of_replica(replicas.model, config.seed, topology, batch, carry, control, replica)
+    share = share_of_replica(replicas.model, config, topology, batch, carry, control, replica)
     values = [share.scalars, *share.gradients]
     if topology.virtual_shards is None:
         (scalars, *gradients), norm_of = all_reduce_sum(values), global_norm

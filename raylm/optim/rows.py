@@ -1,0 +1,73 @@
+"""Gradients of a table that are zero but in the rows that a window read.
+
+Of an embedding of 10,000 words a window of 20 × 35 words touches 700 rows at most. Kept as rows, the gradient costs
+what those rows cost: in the sum over all replicas, in the norm and in the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from raylm.model.types import Tensor
+
+_MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
+
+
+class RowGradient(NamedTuple):
+    """ids int32 [N] and rows [N, H]: the gradient of a table [V, H] as a sum of rows; an id may stand often."""
+
+    ids: Tensor
+    rows: Tensor
+
+
+Gradient = Tensor | RowGradient
+
+
+def stays_rows(lookups: int, words: int) -> bool:
+    """Whether the gradient of a table of so many words is cheaper as rows where all replicas together look up so many.
+
+    Independent of how the lookups are divided: so is the order of every sum.
+    """
+    return 2 * lookups <= words <= _MOST_WORDS
+
+
+def row_gradient(slices: tf.IndexedSlices) -> RowGradient:
+    """What a tape finds for a table that was only looked up."""
+    return RowGradient(slices.indices, slices.values)
+
+
+def summed_by_row(gradient: Gradient) -> Gradient:
+    """Each id once, in the order of first appearance; its rows added in the order in which they stand."""
+    if not isinstance(gradient, RowGradient):
+        return gradient
+    ids, places = tf.unique(gradient.ids)
+    return RowGradient(ids, tf.math.unsorted_segment_sum(gradient.rows, places, tf.size(ids)))
+
+
+def joined(gradients: Sequence[RowGradient]) -> RowGradient:
+    """The sum of several, their rows one after the other."""
+    ids, rows = (tf.concat(parts, 0) for parts in zip(*gradients, strict=True))
+    return RowGradient(ids, rows)
+
+
+def dense(gradient: Gradient, weight: tf.Variable) -> Tensor:
+    """The whole gradient of a weight, in its shape."""
+    if not isinstance(gradient, RowGradient):
+        return gradient
+    return tf.math.unsorted_segment_sum(gradient.rows, gradient.ids, weight.shape[0])
+
+
+def among_replicas(gradient: RowGradient, replica: Tensor, replicas: int) -> Tensor:
+    """The rows in this replica's place among -0, which adds nothing: summed over all replicas they stand one after the
+    other, and no sum has an order. Each row has its id as its last column. Shape [replicas · N, H + 1]."""
+    table = tf.concat([gradient.rows, tf.cast(gradient.ids, gradient.rows.dtype)[:, None]], 1)
+    mine = tf.range(replicas) == replica
+    return tf.reshape(tf.where(mine[:, None, None], table, -0.0), [-1, table.shape[1]])
+
+
+def of_all_replicas(table: Tensor) -> RowGradient:
+    """The rows of all replicas, in their order, from the sum of `among_replicas`."""
+    return RowGradient(tf.cast(table[:, -1], tf.int32), table[:, :-1])

@@ -1,0 +1,97 @@
+"""Gradients kept as rows: the same numbers as the whole gradient, in an order that never changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from raylm.config import OptimizerConfig
+from raylm.optim.clipping import global_norm
+from raylm.optim.optimizers import make_optimizer
+from raylm.optim.rows import (
+    RowGradient,
+    among_replicas,
+    dense,
+    joined,
+    of_all_replicas,
+    stays_rows,
+    summed_by_row,
+)
+
+WORDS, WIDTH = 12, 3
+
+
+def rows(seed: int, count: int = 9) -> RowGradient:
+    """Half of the words never stand, the others more than once."""
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, WORDS // 2, count).astype(np.int32)
+    return RowGradient(tf.constant(ids), tf.constant(random.normal(size=(count, WIDTH)).astype(np.float32)))
+
+
+def whole(gradient: RowGradient) -> np.ndarray:
+    found = np.zeros((WORDS, WIDTH))
+    np.add.at(found, gradient.ids.numpy(), gradient.rows.numpy().astype(np.float64))
+    return found
+
+
+def weight() -> tf.Variable:
+    return tf.Variable(np.random.default_rng(9).normal(size=(WORDS, WIDTH)).astype(np.float32))
+
+
+def test_summed_rows_have_each_word_once_and_are_the_whole_gradient() -> None:
+    gradient = summed_by_row(rows(0))
+    assert len(set(gradient.ids.numpy().tolist())) == len(gradient.ids) < 9
+    np.testing.assert_allclose(dense(gradient, weight()), whole(rows(0)), rtol=1e-6, atol=1e-7)
+
+
+def test_rows_of_one_word_are_added_in_the_order_in_which_they_stand() -> None:
+    """(1e8 + 1) − 1e8 is 0 in single precision, (1e8 − 1e8) + 1 is 1."""
+    for values, total in (([1e8, 1.0, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
+        column = np.array(values, np.float32)[:, None]
+        gradient = summed_by_row(RowGradient(tf.constant([5, 5, 5]), tf.constant(column)))
+        assert gradient.rows.numpy().tolist() == [[total]]
+
+
+def test_the_norm_is_that_of_summed_rows() -> None:
+    wanted = np.sqrt((whole(rows(1)) ** 2).sum())
+    assert float(global_norm([summed_by_row(rows(1))])) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_an_update_by_rows_is_that_of_the_whole_gradient(name: str) -> None:
+    """Of Adam too, whose moments decay in every row."""
+    by_rows, by_whole = weight(), weight()
+    optimizers = [make_optimizer(OptimizerConfig(name=name), {"table": table}) for table in (by_rows, by_whole)]
+    for step in range(4):
+        gradient = summed_by_row(rows(step))
+        for optimizer, given in zip(optimizers, (gradient, dense(gradient, by_whole)), strict=True):
+            optimizer.apply([given], tf.constant(0.3), tf.constant(0.1))
+    np.testing.assert_array_equal(by_rows.numpy(), by_whole.numpy())
+    for (slot, found), wanted in zip(optimizers[0].slots.items(), optimizers[1].slots.values(), strict=True):
+        np.testing.assert_array_equal(found.numpy(), wanted.numpy(), err_msg=slot)
+
+
+def test_rows_summed_over_replicas_stand_one_after_the_other_bit_for_bit() -> None:
+    shares = [rows(seed) for seed in range(3)]
+    shares[1] = shares[1]._replace(rows=-tf.zeros_like(shares[1].rows))
+    tables = [among_replicas(share, tf.constant(replica), 3) for replica, share in enumerate(shares)]
+    found, wanted = of_all_replicas(tables[0] + tables[1] + tables[2]), joined(shares)
+    np.testing.assert_array_equal(found.ids.numpy(), wanted.ids.numpy())
+    assert found.rows.numpy().tobytes() == wanted.rows.numpy().tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_non_finite_row_of_one_replica_reaches_the_norm(bad: float) -> None:
+    spoilt = rows(1)
+    spoilt = spoilt._replace(rows=tf.tensor_scatter_nd_update(spoilt.rows, [[4, 1]], [bad]))
+    tables = [among_replicas(share, tf.constant(replica), 2) for replica, share in enumerate((rows(0), spoilt))]
+    assert not np.isfinite(float(global_norm([summed_by_row(of_all_replicas(tables[0] + tables[1]))])))
+
+
+@pytest.mark.parametrize(
+    ("lookups", "words", "kept"),
+    [(700, 10_000, True), (5_000, 10_000, True), (5_001, 10_000, False), (700, 2**25, False)],
+)
+def test_rows_are_kept_where_they_are_few(lookups: int, words: int, kept: bool) -> None:
+    assert stays_rows(lookups, words) is kept
