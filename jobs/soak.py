@@ -67,18 +67,20 @@ def _soak(folder: Path, steps: int, options: argparse.Namespace, environment: di
     driver = start(_train(folder, "killed", options), environment, log)
     try:
         for victim, share, delay in _instants(options):
-            while _step(run) < share * steps or not (
-                process := driver.pid if victim == "driver" else _worker(run, victim)
-            ):
+            while True:  # a victim that dies with another one before its turn is waited for again
                 if driver.poll() is not None:
                     return kills, f"the run ended by itself after {len(kills)} kills"
                 if time.monotonic() - began > 60 * options.minutes:
                     return kills, f"{options.minutes:g} minutes were not enough"
                 time.sleep(0.05)
-            time.sleep(delay)
-            if kill(process):
-                kills.append(Kill(time.monotonic() - began, victim, _step(run)))
-                print(f"{kills[-1].seconds:6.0f} s  {victim} after step {kills[-1].step}", flush=True)
+                process = driver.pid if victim == "driver" else _worker(run, victim)
+                if process is not None and _step(run) >= share * steps:
+                    time.sleep(delay)
+                    step = _step(run)
+                    if kill(process):
+                        break
+            kills.append(Kill(time.monotonic() - began, victim, step))
+            print(f"{kills[-1].seconds:6.0f} s  {victim} after step {step}", flush=True)
             if victim == "driver":
                 driver.wait()
                 driver = start(_resume(run), environment, log)
