@@ -149,6 +149,12 @@ def test_a_run_that_goes_on_has_a_page_too(tmp_path: Path) -> None:
     assert "No end is told of: at step 60 it goes on, or was killed." in text
 
 
+def test_an_end_whose_summary_is_missing_is_told_by_the_event(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").unlink()
+    assert "Completed after 60 updates." in seen(report_page(read_story(run)))
+
+
 def test_a_run_of_one_event_and_without_its_configuration_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"kind":"start","step":0,"position":0,"time":0}\n')
     assert "a run on its data" in seen(report_page(read_story(tmp_path)))
@@ -215,7 +221,7 @@ def test_versions_and_data_count_as_differences(tmp_path: Path) -> None:
     ("words", "line"),
     [
         (("report", "{}/missing"), "there is no such folder"),
-        (("report", "{}"), "cannot read"),
+        (("report", "{}"), "holds neither config.json nor events.jsonl"),
         (("report", "{}/begun"), "has no events yet"),
         (("report", "{}/bad"), "line 1: not an event"),
         (("report", "{}/config"), "is damaged"),

@@ -19,6 +19,7 @@ import pytest
 
 from raylm.cli import main as command_line
 from raylm.cli.watch import watch
+from raylm.data.upload import Destination
 from raylm.errors import UserError
 from raylm.observe.events import EventLog
 from raylm.observe.follow import Follower
@@ -173,6 +174,35 @@ def test_what_is_no_run_is_refused_in_one_line(
         command_line.main()
     assert end.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_run_in_an_object_store_is_watched_as_it_is_sent(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("raylm.cli.watch._SECONDS_BETWEEN_FETCHES", 0.1)
+    uri = bucket.format("bucket/runs/far")
+    far = Destination(uri)
+    monkeypatch.setattr(sys, "argv", ["raylm", "watch", uri])
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    assert end.value.code == 2
+    assert "far holds neither config.json nor events.jsonl" in capsys.readouterr().err
+    far.write("events.jsonl", _line(1).encode())
+    whole = _line(1) + _line(2) + _line(2, "end", status="completed")
+    sender = threading.Timer(1.0, far.write, ("events.jsonl", whole.encode()))
+    sender.start()
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    sender.join()
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert [line.split(",")[0] for line in shown.splitlines()] == ["step 1", "step 2", "completed at step 2"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["raylm", "report", uri])
+    with pytest.raises(SystemExit):
+        command_line.main()
+    assert (tmp_path / "far.html").exists()
 
 
 def test_ctrl_c_ends_the_watching_and_leaves_the_terminal_as_it_was(log: Path) -> None:

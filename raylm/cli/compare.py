@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from raylm.cli.places import look_at
 from raylm.cli.tables import print_table
 from raylm.data.caching import write_file
 from raylm.errors import UserError
@@ -22,12 +23,12 @@ def main(arguments: Sequence[str], program: str = "raylm compare") -> int:
     parser = argparse.ArgumentParser(
         program, description=SUMMARY, epilog=f"example: {program} runs/one runs/other", allow_abbrev=False
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders or URIs of runs")
     parser.add_argument("--output", metavar="FILE", type=Path, help="a page with their curves as well")
     options = parser.parse_args(arguments)
     if not 2 <= len(options.runs) <= MOST_RUNS:
         raise UserError(f"name two to {MOST_RUNS} runs, as in {program} runs/one runs/other")
-    stories = [read_story(Path(run)) for run in options.runs]
+    stories = [read_story(look_at(run, f"compare-{n}")[0]) for n, run in enumerate(options.runs)]
     names = [story.name for story in stories]
     rows = [(*values, key) for key, values in differences(stories).items()]
     print_table(sys.stdout, [*names, "configuration"], rows or [("",) * len(names) + ("nothing differs",)])

@@ -17,6 +17,7 @@ from typing import Any
 
 from raylm.cli.config import toml_lines
 from raylm.cli.options import parse_run_config
+from raylm.cli.places import look_at
 from raylm.cli.tables import print_json
 from raylm.cli.train import prepare
 from raylm.cli.words import merged
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str], program: str = "raylm diagnose") -> int:
         record = prepare(config, lambda line: print(line, file=sys.stderr))
         story = untold_story(config.model_dump(mode="json"), record.datasets)
     else:
-        parser.add_argument("run", metavar="RUN", help="the run's folder; it may still be training")
+        parser.add_argument("run", metavar="RUN", help="the run's folder or URI; it may still be training")
         options = parser.parse_args(arguments)
-        story = read_story(Path(options.run))
+        story = read_story(look_at(options.run, "diagnose")[0])
     data, why_not = _data(story)
     found = diagnose(evidence_of(story), data)
     if options.json:

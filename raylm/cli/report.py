@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from raylm.cli.places import look_at
 from raylm.data.caching import write_file
 from raylm.observe.page import report_page
 from raylm.observe.story import read_story
@@ -18,12 +19,17 @@ def main(arguments: Sequence[str], program: str = "raylm report") -> int:
     parser = argparse.ArgumentParser(
         program, description=SUMMARY, epilog=f"example: {program} runs/quick-20261121-220000", allow_abbrev=False
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder; it may still be training")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="where to write it; default RUN/report.html")
+    parser.add_argument("run", metavar="RUN", help="the run's folder or URI; it may still be training")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="where to write it; default RUN/report.html, of a URI NAME.html here",
+    )
     options = parser.parse_args(arguments)
-    folder = Path(options.run)
+    folder, mirror = look_at(options.run, "report")
     page = report_page(read_story(folder))
-    path = options.output or folder / "report.html"
+    path = options.output or (folder / "report.html" if mirror is None else Path(f"{folder.name}.html"))
     write_file(path, page.encode())
     print(path)
     return 0

@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raylm.errors import UserError
+from raylm.checkpoint.mirror import Mirror
+from raylm.cli.places import look_at
 from raylm.observe.events import NAME, Event
 from raylm.observe.figures import duration
 from raylm.observe.follow import Follower
-from raylm.observe.run_folder import NAME as CONFIG
 from raylm.observe.view import View, choose_view
 
 SUMMARY = "Watch a run from another terminal, while it trains or afterwards; it goes on whatever happens here."
 _SECONDS = 0.25
-_SILENCE = 60.0
+_SECONDS_BETWEEN_FETCHES = 10.0  # requests are not free, and the run sends its events at checkpoints only
 
 
 def main(arguments: Sequence[str], program: str = "raylm watch") -> int:
@@ -28,15 +28,15 @@ def main(arguments: Sequence[str], program: str = "raylm watch") -> int:
     parser = argparse.ArgumentParser(
         program, description=SUMMARY, epilog=f"example: {program} runs/quick-20261121-220000", allow_abbrev=False
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    folder = Path(parser.parse_args(arguments).run)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; name a run's, as in {program} runs/NAME")
-    if not (folder / CONFIG).exists() and not (folder / NAME).exists():
-        raise UserError(f"{folder} holds neither {CONFIG} nor {NAME}: it is no run's folder")
+    parser.add_argument("run", metavar="RUN", help="the run's folder, or its URI in an object store")
+    folder, mirror = look_at(parser.parse_args(arguments).run, "watch")
     view = choose_view(sys.stdout, own_screen=True)
     try:
-        end = watch(folder / NAME, view)
+        end = (
+            watch(folder / NAME, view)
+            if mirror is None
+            else watch(folder / NAME, view, _Fetching(mirror), silence=1800)
+        )
     except KeyboardInterrupt:
         view.note("stopped watching; the run is left as it is")
         return 130
@@ -50,8 +50,10 @@ def watch(
     view: View,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
+    silence: float = 60.0,
 ) -> Event:
-    """Shows the events of a log until the last of them is the run's end, which it returns.
+    """Shows the events of a log until the last of them is the run's end, which it returns; says so once where none came
+    for `silence` seconds.
 
     Raises:
         UserError: the log cannot be read.
@@ -73,7 +75,20 @@ def watch(
             elif not told and begun == 0:
                 view.wait("waiting for the run's first event")
                 told = True
-            elif not told and clock() - heard >= _SILENCE:
+            elif not told and clock() - heard >= silence:
                 view.note(f"no event for {duration(clock() - heard)}: the run waits, or was killed")
                 told = True
             sleep(_SECONDS)
+
+
+class _Fetching:
+    """Sleeps, and now and then fetches what the store has more."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror, self._fetched = mirror, time.monotonic()
+
+    def __call__(self, seconds: float) -> None:
+        time.sleep(seconds)
+        if time.monotonic() - self._fetched >= _SECONDS_BETWEEN_FETCHES:
+            self._mirror.pull_files()
+            self._fetched = time.monotonic()

@@ -14,7 +14,8 @@ from raylm.observe import progress
 from raylm.observe.events import Event, number, read_events
 from raylm.observe.figures import one_line
 from raylm.observe.run_folder import NAME as CONFIG
-from raylm.observe.summary import Summary, read_summary
+from raylm.observe.summary import NAME as SUMMARY
+from raylm.observe.summary import STATUSES, Summary, read_summary
 
 Points = list[tuple[int, float]]
 
@@ -79,8 +80,17 @@ def read_story(folder: Path) -> Story:
     if not events:
         raise UserError(f"{folder} has no events yet: the run has not begun")
     record = _record(folder / CONFIG)
-    ended = events[-1]["kind"] == "end"
-    return _told(folder.resolve().name, events, read_summary(folder) if ended else None, record)
+    return _told(folder.resolve().name, events, _summary(folder, events[-1]), record)
+
+
+def _summary(folder: Path, last: Event) -> Summary | None:
+    """How the run ended; where summary.json is missing, as far as the last event tells it."""
+    if last["kind"] != "end":
+        return None
+    if (folder / SUMMARY).exists():
+        return read_summary(folder)
+    status = last.get("status")
+    return Summary(status if status in STATUSES else "interrupted", str(last.get("reason") or ""), last["step"], 0)
 
 
 def untold_story(config: Mapping[str, Any], datasets: Mapping[str, str]) -> Story:
