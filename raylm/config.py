@@ -252,7 +252,8 @@ class RunConfig(Section):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder; default the recipe and the time."""
     storage_path: str = "runs"
-    """Folder that holds the run folders; $RAYLM_STORAGE_PATH where it is set. Every worker must reach it."""
+    """Folder or URI (s3://, gs://) that holds the run folders; $RAYLM_STORAGE_PATH where it is set. Every worker must
+    reach it."""
     seed: NonNegativeInt = Field(0, lt=2**63)
     """Seed of the initial weights, the dropout masks, the order and the sampled texts."""
     epochs: PositiveInt = 13

@@ -142,7 +142,7 @@ def _kill_again_and_again(data: Path, folder: Path, kills: int) -> int:
         begun = log.stat().st_size if log.exists() else 0
         sign, times = (b'"kind":"start"', 1) if delays.random() < 0.2 else (b'"kind":"step"', delays.randrange(1, 9))
         run = Call(attempt, config, data, folder)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (log.exists() and log.read_bytes()[begun:].count(sign) >= times):
             assert time.monotonic() < deadline
             time.sleep(0.002)

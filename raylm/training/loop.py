@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,12 @@ def train(
     with Watchdog(marks, topology.rank, config.guard.step_timeout) as watchdog:
         with watchdog.busy():
             run = _Run(config, datasets, topology, run_folder, outside, watchdog, mirror)
-        try:
-            status, reason = run.until_the_end()
-        except Diverged as verdict:
-            status, reason = "failed", str(verdict)
-        return run.finish(status, reason)
+        with closing(run.saver):
+            try:
+                status, reason = run.until_the_end()
+            except Diverged as verdict:
+                status, reason = "failed", str(verdict)
+            return run.finish(status, reason)
 
 
 @dataclass(frozen=True)

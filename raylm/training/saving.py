@@ -6,6 +6,7 @@ Every rank has a `Saver`, since a capture is a collective; rank 0's alone writes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,11 @@ class Saver:
         """Waits for the write in flight: before a rollback and at the end."""
         self._writer.wait()
 
+    def close(self) -> None:
+        """Lets the write in flight come to its end where the run does not; what it meets is told elsewhere."""
+        with suppress(Exception):
+            self._writer.wait()
+
     def back_to(self, step: int, set_aside: bool) -> None:
         """The run goes back to a step: later ones will be saved again. `set_aside` where they would not be the same.
 
@@ -93,7 +99,8 @@ class Saver:
         if self._mirror is None or not self._record.writes:
             return
         if behind:
-            self._writer.begin(self.publish)
+            if not self._writer.busy:  # a writing ends with it
+                self._writer.begin(self.publish)
             return
         try:
             self._mirror.push()
