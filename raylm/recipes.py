@@ -43,7 +43,9 @@ QUICK: Recipe = {
     "schedule": {"kind": "cosine", "learning_rate": 1.0, "warmup_steps": 100, "final_fraction": 0.02},
 }
 
-# One peephole LSTM layer over padded sentences, Adam .01, no clip: healthy. Its sick variants are drills.
+# One peephole LSTM layer over padded sentences, the mean over their real targets, Adam .01, no clip: healthy. Measured:
+# 168 valid / 159 test on PTB after 2,000 updates; a sentence's first word is given, so these are not the literature's.
+# Its sick variants: --drill explosion@300:sticky, no-target@300:sticky, bad-id@300:sticky.
 SENTENCE_PEEPHOLE: Recipe = {
     "epochs": 2,
     "data": {"mode": "sentences", "lanes": 32},
@@ -52,11 +54,12 @@ SENTENCE_PEEPHOLE: Recipe = {
     "schedule": {"kind": "constant", "learning_rate": 0.01},
 }
 
-# Next word on PTB: 10,000 words, batch 64, learning rate 1 · 0.1^⌊step / 5000⌋. Plain SGD on the mean over tokens.
+# Next word on PTB: 10,000 words, batch 64, learning rate 1 · 0.1^⌊step / 5000⌋, plain SGD on the mean over tokens:
+# healthy, and slow. Measured: 480 valid / 465 test on PTB after 1,200 updates. Its sick variant: --optimizer.name adam.
 PTB_NEXT_WORD: Recipe = {
     "epochs": 10,
     "data": {"lanes": 64, "window": 20},
-    "model": {"layers": 2, "hidden": 200, "init_scale": 0.1},
+    "model": {"layers": 1, "hidden": 200, "init_scale": 0.1},
     "optimizer": {"name": "sgd", "clip_norm": None, "loss_scale": "token_mean"},
     "schedule": {"kind": "staircase", "learning_rate": 1.0, "decay_steps": 5000, "decay_rate": 0.1},
 }

@@ -133,6 +133,16 @@ def test_a_loss_worse_than_guessing_is_a_spike_only_after_the_warm_up() -> None:
     assert "worse than guessing" in decision.reason
 
 
+def test_where_spikes_go_on_every_window_since_the_snapshot_is_left_out() -> None:
+    """The update that spoiled the weights came before the first of them."""
+    spike = replace(outcome(153), loss=UNIFORM + 2)
+    memory = Memory(3, Incident("spike", 152, 153, 3, 1, True, 163))
+    decision = judge(spike, Ledger(((151, 152),)), memory, POLICY, [130, 140, 150], UNIFORM)
+    assert isinstance(decision, RollBack)
+    assert (decision.to, decision.left_out) == (140, (140, 155))
+    assert decision.ledger == Ledger(((140, 155),)).slow_down(140, POLICY.backoff)
+
+
 def test_a_rejected_loss_never_enters_the_window_that_the_next_ones_are_judged_by() -> None:
     memory = Memory(losses=tuple(5.0 + 0.01 * (number % 7) for number in range(64)))
     spike = replace(outcome(150), loss=8.0)

@@ -51,8 +51,10 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
 
 @pytest.mark.parametrize(
     "changes",
-    [{"data": {"window": 3}, "epochs": 1}, {"data": SENTENCES, "model": {"peepholes": True}}],
-    ids=["streams", "sentences"],
+    [
+        pytest.param({"data": {"window": 3}, "epochs": 1}, id="streams"),
+        pytest.param({"data": SENTENCES, "model": {"peepholes": True}}, id="sentences", marks=pytest.mark.slow),
+    ],
 )
 def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
     data: Path, tmp_path: Path, changes: dict[str, Any]

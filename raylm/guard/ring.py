@@ -29,6 +29,11 @@ class Ring(Generic[Kept]):
         """Window positions of the snapshots, oldest first."""
         return [snapshot.position for snapshot in self._kept]
 
+    @property
+    def newest(self) -> Kept:
+        """The last snapshot."""
+        return self._kept[-1]
+
     def at(self, position: int) -> Kept:
         """The snapshot at a position."""
         return next(snapshot for snapshot in self._kept if snapshot.position == position)

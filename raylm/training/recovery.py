@@ -15,14 +15,17 @@ from raylm.config import RunConfig
 from raylm.errors import UserError
 from raylm.guard.drills import Drill
 from raylm.guard.judge import Abort, Outcome, Proceed, RollBack, judge
-from raylm.guard.ledger import configured
-from raylm.guard.memory import Journal, Memory, read_journal, write_journal
+from raylm.guard.ledger import Ledger, configured
+from raylm.guard.memory import Incident, Journal, Memory, read_journal, write_journal
 from raylm.guard.ring import Ring
 from raylm.training.datasets import Source
 from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder
 from raylm.training.saving import Saver
 from raylm.training.state import HostState, Replicas, State, capture, keep, make_health_check, put_back
+
+_LOOK_BACK = 20
+"""Windows: the update that spoiled the weights comes before the spike, with momentum by some ten."""
 
 
 class Diverged(Exception):  # noqa: N818 - an end of the run, not a fault of the program
@@ -82,7 +85,8 @@ class Recovery:
         return self.memory.incident is not None and self.memory.incident.replaying
 
     def snapshot_due(self, state: State) -> bool:
-        return state.step % self.policy.snapshot_every == 0 and state.cursor.position > self.ring.positions[-1]
+        # By step: where windows were left out right after the newest snapshot, its state is not kept once more.
+        return state.step % self.policy.snapshot_every == 0 and state.step > self.ring.newest.state.step
 
     def snapshot(self, state: State) -> None:
         """Keeps a state that was looked at (`health`) and is sound."""
@@ -131,17 +135,26 @@ class Recovery:
         kept = self.ring.back_to(decision.to)
         accounts, losses = kept.accounts
         self.memory = replace(decision.memory, losses=losses)
+        if decision.left_out is None and self.memory.incident is not None:
+            self._open(outcome, self.memory.incident, decision.reason, state.ledger, drill)
         back = put_back(self.replicas, kept)
-        if decision.left_out is None:
-            snapshot = capture(self.replicas, replace(back, ledger=state.ledger), self.config.seed, {})
-            if self.record.writes and decision.memory.incident is not None:
-                self.investigation.open(outcome, decision.memory.incident, decision.reason, snapshot, drill)
         back.ledger, back.drills = decision.ledger, state.drills
         back.cursor = self.source.settle(decision.ledger.apply(back.cursor))
         back.epochs_evaluated = min(state.epochs_evaluated, back.cursor.epoch)
         factor = self.learning_rate_factor(back, back.cursor.position)
         self.record.rollback(outcome, back.step, accounts, decision, factor)
         return back
+
+    def _open(self, outcome: Outcome, incident: Incident, reason: str, ledger: Ledger, drill: Drill | None) -> None:
+        """Has a fault written down, with the state that led to it; leaves that state in place. A collective."""
+        look_back = _LOOK_BACK if incident.kind == "spike" else 0
+        positions = self.ring.positions
+        early_enough = [position for position in positions if position <= outcome.position - look_back]
+        then = put_back(self.replicas, self.ring.at(max(early_enough, default=positions[0])))
+        cursor = self.source.settle(ledger.apply(then.cursor))
+        snapshot = capture(self.replicas, replace(then, ledger=ledger, cursor=cursor), self.config.seed, {})
+        if self.record.writes:
+            self.investigation.open(outcome, incident, reason, snapshot, drill)
 
     def _write_journal(self, journal: Journal) -> None:
         try:
