@@ -59,6 +59,7 @@ class Cluster:
             *("--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())),
             *("--temp-dir", self._temporary.name, "--object-store-memory", "100000000"),
             RAY_ADDRESS="",
+            RAY_JOB_STOP_WAIT_TIME_S="60",  # of 3 s from SIGTERM to SIGKILL: too short on a busy machine
         )
         self.nodes = [self.head]
         self.wait(lambda: self.run("ray", "status").returncode == 0, "the head did not start")

@@ -1,8 +1,9 @@
-"""Longer proofs on real clusters: a head that dies and comes back, a run killed at random."""
+"""Longer proofs on real clusters: a head that dies and comes back, a busy cluster, a run killed at random."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,24 @@ def test_a_lost_head_ends_the_run_with_one_line_and_resume_goes_on_once_it_is_ba
         assert done.returncode == 0, done.stdout + done.stderr
         assert cluster.events("headless", "resume")[0]["step"] == newest
         assert cluster.summary("headless")["status"] == "completed"
+    finally:
+        cluster.close()
+
+
+def test_a_run_waits_for_room_on_a_busy_cluster_however_often_ray_gives_up_and_counts_no_failure(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path, cpus=1)
+    try:
+        first = cluster.start(*cluster.train("first", *ENDLESS))
+        cluster.wait_for("first", "step")
+        patience = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3"}
+        second = cluster.start(*cluster.train("second", "--cluster.max-failures", "0"), **patience)
+        busy = "waiting for room for 1 worker: 0 of 1 CPUs are free"
+        cluster.wait(lambda: second.output.read_text().count(busy) > 1, "Ray did not give up")
+        first.send_signal(signal.SIGINT)
+        assert first.wait(120) == 130
+        assert second.wait(240) == 0, second.output.read_text()
     finally:
         cluster.close()
 
