@@ -118,7 +118,8 @@ def test_the_submitted_job_trains_and_its_exit_code_is_the_runs(cluster: Cluster
 def test_a_stopped_job_saves_in_its_grace_period_and_says_how_to_go_on(cluster: Cluster) -> None:
     dashboard = {"RAY_ADDRESS": cluster.dashboard}
     command = ("python", *cluster.train("stopped-job", "--workers", "2", *ENDLESS)[1:])
-    cluster.submit("--no-wait", "--submission-id", "job", "--", *command)
+    submitted = cluster.submit("--no-wait", "--submission-id", "job", "--", *command)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     cluster.wait_for("stopped-job", "step", 5)
     cluster.run("ray", "job", "stop", "job", check=True, **dashboard)
     assert cluster.summary("stopped-job")["status"] == "interrupted"
