@@ -207,6 +207,7 @@ def test_export_refuses_a_place_that_is_taken_and_a_split_of_an_export_is_none(
     assert "exists already" in refusal("export", run, "--output", tmp_path / "out")
     assert raylm("export", run, "--output", tmp_path / "out", "--force")[0] == 0
     assert "is no export of raylm's" in refusal("export", run, "--output", tmp_path, "--force")
+    assert "say where the export goes: add --output" in refusal("export", "s3://bucket/run")
     assert "is an export and knows no valid text" in refusal("eval", tmp_path / "out")
 
 

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 from made_datasets import make_dataset, random_rows, words
 from tiny_runs import WORDS
-from trained_runs import VALID_NATS, load, make_run, no_data
+from trained_runs import VALID_NATS, load, make_run, no_data, silent
 
 from raylm.errors import UserError
 from raylm.observe.run_folder import RunRecord, read_record, write_record
@@ -44,6 +45,18 @@ def test_what_is_loaded_is_what_was_saved(run: Path) -> None:
     assert trained.state_sha256 == json.loads((checkpoint(run, NEWEST) / "MANIFEST.json").read_bytes())["state_sha256"]
     for name, weight in make_model(trained).weights.items():
         np.testing.assert_array_equal(weight.numpy(), trained.weights[name])
+
+
+def test_a_run_in_an_object_store_is_loaded_too(
+    run: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there, path = pafs.FileSystem.from_uri(bucket.format("run"))
+    pafs.copy_files(str(run), path, destination_filesystem=there)
+    for best, step in ((False, NEWEST), (True, BEST)):
+        trained = load_trained(bucket.format("run"), no_data, silent, best=best)
+        assert (trained.step, trained.vocabulary) == (step, words(WORDS))
+    assert load_trained(bucket.format("run/checkpoints/step-00000007"), no_data, silent).step == 7
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(run: Path) -> None:

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from raylm.cli.options import parse_options
 from raylm.cli.trained import ModelCommand, load, quiet_tensorflow
+from raylm.data.upload import is_uri
+from raylm.errors import UserError
 from raylm.training.export import Format, check_output, default_output, export_weights
 from raylm.training.loading import here
 
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str], program: str = "raylm export") -> int:
     command = parse_options(ExportCommand, arguments, program=program, about=SUMMARY + "\n" + EXAMPLES)
     if command.output is not None:
         check_output(here(command.output), force=command.force)
+    elif command.checkpoint is not None and is_uri(command.checkpoint):
+        raise UserError("of a run in an object store, say where the export goes: add --output FOLDER")
     trained = load(command.checkpoint, command.best, program)
     output = here(command.output or default_output(trained, command.form))
     check_output(output, force=command.force)

@@ -1,7 +1,7 @@
 """From a path to a trained model's weights, vocabulary and configuration: all that using it takes.
 
-A path is a run's folder, one checkpoint of it, or the folder that `raylm export --format safetensors` wrote. Nothing
-here imports TensorFlow: a mistake is told at once.
+A path is a run's folder or URI, one checkpoint of it, or the folder that `raylm export --format safetensors` wrote.
+Nothing here imports TensorFlow: a mistake is told at once.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from raylm.checkpoint.locate import locate
+from raylm.checkpoint.locate import find
+from raylm.checkpoint.mirror import FOLDER
 from raylm.checkpoint.snapshot import Arrays
 from raylm.checkpoint.store import CheckpointStore
 from raylm.checkpoint.tensors import decode
 from raylm.config import RunConfig
 from raylm.data.dataset import Dataset, open_dataset
+from raylm.data.remote import with_credentials_of
 from raylm.data.vocabulary import Vocabulary
 from raylm.errors import UserError
 from raylm.observe.events import read_events, validation_losses
@@ -63,11 +65,16 @@ def load_trained(path: str, prepare_again: PrepareAgain, say: Callable[[str], No
     exported = _export_at(path)
     if exported is not None:
         return _load_export(exported)
-    folder, checkpoint = locate(path)
+    found = find(path, "reader")
+    folder, checkpoint, mirror = found
     record = read_record(folder, say)
-    store = CheckpointStore(folder / "checkpoints")
     if best and checkpoint is None:
-        checkpoint = _best(store, validation_losses(read_events(folder)))
+        checkpoint = folder / FOLDER / _best(found.store, validation_losses(read_events(folder)))
+    if mirror is not None:
+        mirror.pull(checkpoint.name if checkpoint else None)
+        datasets = {split: with_credentials_of(place, path) for split, place in record.datasets.items()}
+        record = replace(record, datasets=datasets)
+    store = CheckpointStore(folder / FOLDER)
     if checkpoint is None:
         checkpoint, snapshot = store.load_newest(say)
     else:
@@ -104,11 +111,12 @@ def _training_text(
         return record, open_dataset(record.datasets["train"])
 
 
-def _best(store: CheckpointStore, validation: Mapping[int, float]) -> Path:
+def _best(store: CheckpointStore, validation: Mapping[int, float]) -> str:
+    """The name of the checkpoint."""
     judged = [info for info in store.list() if info.complete and math.isfinite(validation.get(info.step, math.nan))]
     if not judged:
         raise UserError(f"{store.folder}: no checkpoint there was evaluated; leave --best out")
-    return Path(min(judged, key=lambda info: (validation[info.step], -info.step)).path)
+    return Path(min(judged, key=lambda info: (validation[info.step], -info.step)).path).name
 
 
 def here(path: str | Path) -> Path:
