@@ -23,6 +23,9 @@ import tensorflow as tf
 
 from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.types import Tensor
+from raylm.optim.clipping import clip_factor, global_norm
+from raylm.optim.optimizers import SGD
+from raylm.optim.rows import row_gradient, summed_by_row
 
 WINDOW = 256
 """Words read at once: it bounds memory, and the carry makes the result independent of it."""
@@ -101,13 +104,16 @@ class Likelihood:
     def _read_and_learn(self, inputs_TB: Tensor, targets_TB: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         """The same, and then a step of SGD on what was predicted."""
         assert self._dynamic is not None
-        weights = list(self._model.weights.values())
+        weights = self._model.weights
         with tf.GradientTape() as tape:
+            tape.watch(list(weights.values()))
             logs, hidden, after = self._plainly(inputs_TB, targets_TB, carry)
             loss = -tf.reduce_mean(logs)
-        clipped, _ = tf.clip_by_global_norm(tape.gradient(loss, weights), self._dynamic.clip)
-        for weight, gradient in zip(weights, clipped, strict=True):
-            _descend(weight, gradient, self._dynamic.learning_rate)
+        found = tape.gradient(loss, list(weights.values()))
+        slices = [row_gradient(each) if isinstance(each, tf.IndexedSlices) else each for each in found]
+        gradients = [summed_by_row(each) for each in slices]
+        factor = clip_factor(global_norm(gradients), self._dynamic.clip)
+        SGD(weights).apply(gradients, factor, tf.constant(self._dynamic.learning_rate))
         return logs, hidden, after
 
 
@@ -128,13 +134,6 @@ def _groups(sentences: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
     left = iter(sentences)
     while group := list(islice(left, SENTENCES)):
         yield group
-
-
-def _descend(weight: tf.Variable, gradient: Any, learning_rate: float) -> None:
-    if isinstance(gradient, tf.IndexedSlices):
-        weight.scatter_sub(tf.IndexedSlices(learning_rate * gradient.values, gradient.indices))
-    else:
-        weight.assign_sub(learning_rate * gradient)
 
 
 class _Remembered:
