@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def reference_loss(
                 cell = cell / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
                 x = np.tanh(cell) / (1 + np.exp(-o))
                 states[layer] = (x, cell)
-            logits = weights["softmax"] @ x + weights["softmax/bias"]
+            logits = weights.get("softmax", weights["embedding"]) @ x + weights["softmax/bias"]
             total += weight * (np.log(np.exp(logits).sum()) - logits[target])
     return float(total)
 
@@ -130,12 +131,18 @@ def test_the_model_holds_the_initial_weights_in_their_order() -> None:
         np.testing.assert_array_equal(variable.numpy(), weights[name])
 
 
-def test_the_loss_and_every_gradient_are_those_of_the_whole_network() -> None:
-    model = LanguageModel(TINY, WORDS, seed=0)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_weights": True}, {"loss_chunk": 2}, {"sampled_softmax": WORDS, "tie_weights": True}],
+    ids=["plain", "tied", "in pieces", "sampled"],
+)
+def test_the_loss_and_every_gradient_are_those_of_the_whole_network(changes: dict[str, Any]) -> None:
+    """Of tied weights the gradient of both uses; of sampled ones with all words drawn."""
+    model = LanguageModel(TINY.model_copy(update=changes), WORDS, seed=0)
     inputs, targets, counted = window()
     with tf.GradientTape() as tape:
         tape.watch(list(model.weights.values()))
-        loss, _ = model.loss_sum(inputs, targets, counted, model.zero_carry(LANES), None)
+        loss, _ = model.loss_sum(inputs, targets, counted, model.zero_carry(LANES), None, position=tf.constant(0))
     exact = {name: weight.numpy().astype(np.float64) for name, weight in model.weights.items()}
     assert float(loss) == pytest.approx(reference_loss(exact, inputs, targets, counted), rel=1e-6)
     for (name, value), found in zip(exact.items(), tape.gradient(loss, list(model.weights.values())), strict=True):
@@ -148,6 +155,19 @@ def test_the_loss_and_every_gradient_are_those_of_the_whole_network() -> None:
             wanted[place] = (above - reference_loss(exact, inputs, targets, counted)) / 2e-5
             value[place] = kept
         np.testing.assert_allclose(tf.convert_to_tensor(found).numpy(), wanted, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_sampled_softmax_is_exact_where_no_position_is_given() -> None:
+    model, sampled = (
+        LanguageModel(TINY.model_copy(update=change), WORDS, 0) for change in ({}, {"sampled_softmax": 2})
+    )
+    wanted, found = (one.loss_sum(*window(), one.zero_carry(LANES), None)[0] for one in (model, sampled))
+    assert float(found) == float(wanted)
+    estimates = [
+        float(sampled.loss_sum(*window(), sampled.zero_carry(LANES), None, position=tf.constant(position))[0])
+        for position in (0, 1, 1)
+    ]
+    assert estimates[0] != estimates[1] == estimates[2] != float(wanted)
 
 
 def test_two_windows_with_the_carry_lose_what_one_long_window_loses() -> None:

@@ -52,17 +52,21 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"data": {"window": 3}, "epochs": 1}, id="streams"),
-        pytest.param({"data": SENTENCES, "model": {"peepholes": True}}, id="sentences", marks=pytest.mark.slow),
+        pytest.param({"data": {"window": 2}, "epochs": 1, "model": {"sampled_softmax": 5}}, id="streams"),
+        pytest.param(
+            {"data": SENTENCES, "model": {"peepholes": True, "tie_weights": True}},
+            id="sentences",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
     data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Bit for bit, with dropout, lanes that two do not divide, in streams a gradient kept as rows, a fault, and a stop
-    that one worker was asked for."""
+    """Bit for bit, with dropout, lanes that two do not divide, in streams a sampled softmax and gradients kept as rows,
+    in sentences tied weights, a fault, and a stop that one worker was asked for."""
     config = tiny(drill=("nan-loss@9",), **changes)
-    assert bool(rows_of(config, WORDS)) is (config.data.mode == "stream")
+    assert rows_of(config, WORDS) == ({"embedding", "softmax"} if config.data.mode == "stream" else set())
     one = Call(attempt, config, data, tmp_path / "one", 2)
     stopped = two_workers(config, data, tmp_path / "two", (None, 10))
     assert [told.summary.status for told in stopped] == ["interrupted"] * 2

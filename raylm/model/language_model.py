@@ -14,8 +14,9 @@ import tensorflow as tf
 from raylm.config import ModelConfig
 from raylm.model.dropout import Masks
 from raylm.model.embedding import lookup
-from raylm.model.loss import cross_entropy_sum
+from raylm.model.loss import cross_entropy_sum, words_at_once
 from raylm.model.lstm import LayerCarry, LayerWeights, lstm_layer
+from raylm.model.sampling import draw_candidates, sampled_cross_entropy_sum
 from raylm.model.types import Tensor, Touch, untouched
 
 Carry = tuple[LayerCarry, ...]
@@ -31,6 +32,7 @@ class LanguageModel(tf.Module):
         super().__init__(name="language_model")
         self.config = config
         self.vocabulary = vocabulary
+        self.seed = seed
         self.weights: dict[str, tf.Variable] = {
             name: tf.Variable(value, name=name.replace("/", "_"), trainable=True)
             for name, value in initial_weights(config, vocabulary, seed).items()
@@ -40,6 +42,11 @@ class LanguageModel(tf.Module):
     def parameters(self) -> int:
         """Number of trained scalars."""
         return sum(int(np.prod(weight.shape)) for weight in self.weights.values())
+
+    @property
+    def softmax(self) -> tf.Variable:
+        """The matrix [V, H] whose rows' products with a hidden state are the logits."""
+        return self.weights["embedding" if self.config.tie_weights else "softmax"]
 
     def outputs(
         self, inputs_TB: Tensor, carry: Carry, masks: Masks | None, touch: Touch = untouched
@@ -70,17 +77,22 @@ class LanguageModel(tf.Module):
         carry: Carry,
         masks: Masks | None,
         touch: Touch = untouched,
+        position: Tensor | None = None,
     ) -> tuple[Tensor, Carry]:
-        """Summed cross-entropy over the window's real targets, in nats, and the carry after it."""
+        """Summed cross-entropy over the window's real targets, in nats, and the carry after it.
+
+        position: of the window, in training, where `sampled_softmax` estimates the loss; None: exact.
+        """
         hidden, next_carry = self.outputs(inputs_TB, carry, masks, touch)
-        loss = cross_entropy_sum(
-            tf.reshape(hidden, [-1, hidden.shape[-1]]),
-            self.weights["softmax"],
-            self.weights["softmax/bias"],
-            tf.reshape(targets_TB, [-1]),
-            tf.reshape(weights_TB, [-1]),
-            touch,
-        )
+        rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
+        softmax, bias = self.softmax, self.weights["softmax/bias"]
+        targets, weights = tf.reshape(targets_TB, [-1]), tf.reshape(weights_TB, [-1])
+        if position is not None and self.config.sampled_softmax is not None:
+            candidates = draw_candidates(self.seed, position, self.config.sampled_softmax, self.vocabulary)
+            loss = sampled_cross_entropy_sum(rows, softmax, bias, targets, weights, candidates, touch)
+        else:
+            chunk = words_at_once(self.config.loss_chunk, rows.shape[0], self.vocabulary)
+            loss = cross_entropy_sum(rows, softmax, bias, targets, weights, touch, chunk)
         return loss, next_carry
 
     def next_logits(self, token_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -90,7 +102,7 @@ class LanguageModel(tf.Module):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Unnormalised log probabilities [N, V] of the word after each hidden state."""
-        return tf.matmul(hidden_NH, self.weights["softmax"], transpose_b=True) + self.weights["softmax/bias"]
+        return tf.matmul(hidden_NH, self.softmax, transpose_b=True) + self.weights["softmax/bias"]
 
     def zero_carry(self, lanes: int) -> Carry:
         """The carry of lanes that have read nothing."""
@@ -118,7 +130,8 @@ def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str
         shapes[f"lstm{layer}/bias"] = (4 * hidden,)
         if config.peepholes:
             shapes[f"lstm{layer}/peepholes"] = (3, hidden)
-    shapes["softmax"] = (vocabulary, hidden)
+    if not config.tie_weights:
+        shapes["softmax"] = (vocabulary, hidden)
     shapes["softmax/bias"] = (vocabulary,)
     generator = np.random.Generator(np.random.Philox(key=seed))
     weights = {

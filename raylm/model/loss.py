@@ -1,16 +1,29 @@
 """Softmax cross-entropy over the vocabulary, with its gradient written out.
 
-The projection onto the vocabulary is part of the function: the [N, V] matrix of probabilities is kept once, and
-turned into the gradient of the logits in place of a second one.
+The projection onto the vocabulary is part of the function. At once: the [N, V] matrix of probabilities is kept, and
+turned into the gradient of the logits in place of a second one. In pieces of some words: each row's log-sum-exp alone
+is kept, and the gradient's pass computes each piece's logits anew. That is a fourth matrix product, and memory for one
+piece and nothing else; pieces of rows would need no fourth product, but a second matrix gradient to add them up in.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 
 from raylm.model.types import Tensor, Touch, untouched
+
+_HELD_AT_ONCE = 2**25  # logits: 128 MiB
+_MANY_ROWS = 2048  # where their number is not known
+
+
+def words_at_once(setting: int | Literal["auto"] | None, rows: int | None, words: int) -> int:
+    """Words whose logits are computed at once: the setting; for `auto` as many as 128 MiB hold for all rows."""
+    if setting != "auto":
+        return min(setting or words, words)
+    pieces = -(-(rows or _MANY_ROWS) * words // _HELD_AT_ONCE)
+    return -(-words // pieces)
 
 
 def cross_entropy_sum(
@@ -20,17 +33,23 @@ def cross_entropy_sum(
     targets_N: Tensor,
     weights_N: Tensor,
     touch: Touch = untouched,
+    chunk: int | None = None,
 ) -> Tensor:
     """Sum over rows of weight · −log softmax(hidden · softmaxᵀ + bias)[target], in nats; a scalar.
 
     A row of weight 0 has no target: it adds exactly nothing to the sum and to every gradient as long as its hidden
-    state is finite.
+    state is finite. chunk: words whose logits are computed at once (None: all), each piece touched as `logits`.
     """
-    cross_entropy = tf.custom_gradient(lambda *tensors: _cross_entropy_sum(touch, *tensors))
-    return cross_entropy(hidden_NH, softmax_VH, bias_V, targets_N, weights_N)
+
+    def function(*tensors: Tensor) -> tuple[Any, Any]:
+        if chunk is not None and chunk < softmax_VH.shape[0]:
+            return _in_pieces(touch, chunk, *tensors)
+        return _at_once(touch, *tensors)
+
+    return tf.custom_gradient(function)(hidden_NH, softmax_VH, bias_V, targets_N, weights_N)
 
 
-def _cross_entropy_sum(
+def _at_once(
     touch: Touch, hidden_NH: Tensor, softmax_VH: Tensor, bias_V: Tensor, targets_N: Tensor, weights_N: Tensor
 ) -> tuple[Any, Any]:
     logits_NV = touch("logits", tf.matmul(hidden_NH, softmax_VH, transpose_b=True) + bias_V)
@@ -52,5 +71,67 @@ def _cross_entropy_sum(
             None,
             losses * d_sum,
         )
+
+    return tf.reduce_sum(losses * weights_N), gradient
+
+
+def _in_pieces(
+    touch: Touch,
+    chunk: int,
+    hidden_NH: Tensor,
+    softmax_VH: Tensor,
+    bias_V: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+) -> tuple[Any, Any]:
+    words, rows = softmax_VH.shape[0], tf.shape(targets_N)[0]
+
+    def logits_from(word: Tensor) -> Tensor:
+        piece = slice(word, word + chunk)
+        return tf.matmul(hidden_NH, softmax_VH[piece], transpose_b=True) + bias_V[piece]
+
+    def targets_from(word: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Which rows' targets are in the piece, and each row's place in it."""
+        inside = (targets_N >= word) & (targets_N < word + width)
+        return inside, tf.stack([tf.range(rows), tf.where(inside, targets_N - word, 0)], 1)
+
+    def add_piece(word: Tensor, highest: Tensor, totals: Tensor, target_logits: Tensor) -> tuple[Tensor, ...]:
+        logits = touch("logits", logits_from(word))
+        inside, places = targets_from(word, tf.shape(logits)[1])
+        higher = tf.maximum(highest, tf.reduce_max(logits, 1, keepdims=True))
+        totals = totals * tf.exp(highest - higher) + tf.reduce_sum(tf.exp(logits - higher), 1, keepdims=True)
+        return word + chunk, higher, totals, tf.where(inside, tf.gather_nd(logits, places), target_logits)
+
+    nothing = tf.zeros([rows, 1], hidden_NH.dtype)
+    _, highest, totals, target_logits = tf.while_loop(
+        lambda word, *_: word < words,
+        add_piece,
+        (0, nothing + hidden_NH.dtype.min, nothing, nothing[:, 0]),
+        parallel_iterations=1,
+    )
+    normalizers = highest + tf.math.log(totals)
+    losses = normalizers[:, 0] - target_logits
+
+    def gradient(d_sum: Tensor) -> tuple[Tensor | None, ...]:
+        scale_N = weights_N * d_sum
+
+        def add_piece(word: Tensor, d_hidden: Tensor, d_softmax: Tensor, d_bias: Tensor) -> tuple[Tensor, ...]:
+            d_logits = tf.exp(logits_from(word) - normalizers) * scale_N[:, None]
+            inside, places = targets_from(word, tf.shape(d_logits)[1])
+            d_logits = tf.tensor_scatter_nd_sub(d_logits, places, tf.where(inside, scale_N, tf.zeros_like(scale_N)))
+            ids = tf.range(word, word + tf.shape(d_logits)[1])
+            return (
+                word + chunk,
+                d_hidden + tf.matmul(d_logits, softmax_VH[word : word + chunk]),
+                tf.raw_ops.InplaceUpdate(x=d_softmax, i=ids, v=tf.matmul(d_logits, hidden_NH, transpose_a=True)),
+                tf.raw_ops.InplaceUpdate(x=d_bias, i=ids, v=tf.reduce_sum(d_logits, 0)),
+            )
+
+        # Every row of these is written once; `tf.zeros` could be a constant that the next step finds written over.
+        empty = (tf.raw_ops.Empty(shape=tf.shape(like), dtype=like.dtype) for like in (softmax_VH, bias_V))
+        _, d_hidden, d_softmax, d_bias = tf.while_loop(
+            lambda word, *_: word < words, add_piece, (0, tf.zeros_like(hidden_NH), *empty), parallel_iterations=1
+        )
+        return d_hidden, d_softmax, d_bias, None, losses * d_sum
 
     return tf.reduce_sum(losses * weights_N), gradient

@@ -27,7 +27,8 @@ One time step of layer N, with x its input, h and c its hidden state and cell, H
   c = f * c + i * g;  h = o * tanh(c)
 
 The first layer's x is the word's row of `embedding`, a later layer's the h below. Logits of the next word:
-h @ transpose(softmax) + softmax/bias. h and c are zero before the first word. In Python:
+h @ transpose(softmax) + softmax/bias (the embedding, where there is no `softmax`). h and c are zero before the first
+word. In Python:
 
   import numpy as np
   from safetensors.numpy import load_file

@@ -68,11 +68,16 @@ def trace_step(probe: Probe) -> Trace:
     for share in range(incident.shares):
         prefix = f"replica {share}: " if incident.shares > 1 else ""
 
-        def look(name: str, tensor: Tensor, prefix: str = prefix, share: int = share) -> Tensor:
-            found.append(_statistics(prefix + name, tensor.numpy(), name, share * probe.lanes_each, probe.lanes_each))
+        seen: dict[str, list[np.ndarray]] = {}
+
+        def look(name: str, tensor: Tensor, seen: dict[str, list[np.ndarray]] = seen) -> Tensor:
+            seen.setdefault(name, []).append(tensor.numpy())
             return tensor
 
         part = probe.share_traced(incident.last, share, look)
+        for name, pieces in seen.items():  # logits may come in pieces of some words
+            values = np.concatenate(pieces, -1) if len(pieces) > 1 else pieces[0]
+            found.append(_statistics(prefix + name, values, name, share * probe.lanes_each, probe.lanes_each))
         for (name, weight), gradient in reversed(list(zip(probe.model.weights.items(), part.gradients, strict=True))):
             values = dense(gradient, weight).numpy()
             found.append(_statistics(f"{prefix}gradient of {name}", values, "", 0, 1))
@@ -107,8 +112,9 @@ def _place(name: str, index: list[int], shape: tuple[int, ...], first_lane: int,
         time, lane, unit = index
         gate = GATES[unit // (shape[-1] // len(GATES))]
         return f": the {gate} gate at time {time}, lane {first_lane + lane}"
-    if name == "logits":  # rows stand time step by time step
-        return f" at time {index[0] // lanes}, lane {first_lane + index[0] % lanes}, word {index[1]}"
+    if name in ("logits", "candidate logits"):  # rows stand time step by time step
+        column = "word" if name == "logits" else "candidate"
+        return f" at time {index[0] // lanes}, lane {first_lane + index[0] % lanes}, {column} {index[1]}"
     if len(index) == 3:
         return f" at time {index[0]}, lane {first_lane + index[1]}"
     return f" at {index}" if index else ""

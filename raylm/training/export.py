@@ -7,7 +7,7 @@ vocabulary.txt, config.json, README.txt. Tensors, with V words, H hidden units a
     lstmN/kernel       [I, 4H]   input to gates, for x @ kernel; gates side by side: input, forget, output, candidate
     lstmN/recurrent    [H, 4H]   hidden state to gates, for h @ recurrent
     lstmN/bias         [4H]
-    softmax            [V, H]    logits = h @ softmaxᵀ + softmax/bias
+    softmax            [V, H]    logits = h @ softmaxᵀ + softmax/bias; absent where the embedding stands for it
     softmax/bias       [V]
 
 A model with more (peepholes, say) has more tensors; README.txt lists all there are.

@@ -22,7 +22,13 @@ from raylm.training.state import Replicas
 
 _CODES = {site: code for code, site in enumerate((*SITES, "no-target", "explosion"), start=1)}
 _EXPLOSION = 1e6  # times as large: Adam's slots, squares, stay finite
-_TENSORS = {"embedding": "embedding", "layer0/outputs": "hidden", "logits": "logits", "loss": "loss"}
+_TENSORS = {
+    "embedding": "embedding",
+    "layer0/outputs": "hidden",
+    "logits": "logits",
+    "candidate logits": "logits",
+    "loss": "loss",
+}
 _GRADIENTS = {"embedding": "embedding-gradient", "lstm0/recurrent": "recurrent-gradient", "softmax/bias": "gradient"}
 
 
@@ -60,7 +66,7 @@ def touch_of(strike: Strike, replica: Tensor, first_lane: Tensor, weights_BT: Te
             return tensor
         if name == "loss":
             mask = tf.constant(True)
-        elif name == "logits":  # rows stand time step by time step
+        elif site == "logits":  # rows stand time step by time step
             mask = tf.tile(struck_B, [tf.shape(tensor)[0] // lanes])[:, None]
         else:
             mask = struck_B[None, :, None]

@@ -75,8 +75,14 @@ def rows_of(config: RunConfig, words: int) -> frozenset[str]:
     the order of every sum."""
     if config.cluster.exact_elastic:
         return frozenset()
-    widest = config.data.window if config.data.mode == "stream" else max(config.data.buckets)
-    return frozenset(["embedding"] if stays_rows(config.data.lanes * widest, words) else [])
+    read = config.data.lanes * (config.data.window if config.data.mode == "stream" else max(config.data.buckets))
+    lookups = {"embedding": read}
+    if config.model.sampled_softmax is not None:
+        softmax = "embedding" if config.model.tie_weights else "softmax"
+        lookups[softmax] = lookups.get(softmax, 0) + read + config.model.sampled_softmax
+    elif config.model.tie_weights:
+        return frozenset()
+    return frozenset(name for name, count in lookups.items() if stays_rows(count, words))
 
 
 def share_of_step(
@@ -101,7 +107,13 @@ def share_of_step(
     with tf.GradientTape() as tape:
         tape.watch(weights)
         loss_sum, next_carry = model.loss_sum(
-            tf.transpose(inputs), tf.transpose(targets), tf.transpose(batch.weights), carry, masks, touch
+            tf.transpose(inputs),
+            tf.transpose(targets),
+            tf.transpose(batch.weights),
+            carry,
+            masks,
+            touch,
+            control.position,
         )
     gradients: list[Gradient] = [
         row_gradient(gradient) if name in rows else tf.convert_to_tensor(gradient)
