@@ -15,6 +15,7 @@ from raylm.optim.rows import (
     dense,
     joined,
     of_all_replicas,
+    row_gradient,
     stays_rows,
     summed_by_row,
 )
@@ -22,16 +23,18 @@ from raylm.optim.rows import (
 WORDS, WIDTH = 12, 3
 
 
-def rows(seed: int, count: int = 9) -> RowGradient:
+def rows(seed: int, count: int = 9, common: int = 0) -> RowGradient:
     """Half of the words never stand, the others more than once."""
     random = np.random.default_rng(seed)
     ids = random.integers(0, WORDS // 2, count).astype(np.int32)
-    return RowGradient(tf.constant(ids), tf.constant(random.normal(size=(count, WIDTH)).astype(np.float32)))
+    table = random.normal(size=(count, WIDTH)).astype(np.float32)
+    return row_gradient(tf.IndexedSlices(tf.constant(table), tf.constant(ids)), common)
 
 
 def whole(gradient: RowGradient) -> np.ndarray:
     found = np.zeros((WORDS, WIDTH))
-    np.add.at(found, gradient.ids.numpy(), gradient.rows.numpy().astype(np.float64))
+    for ids, values in (gradient[:2], gradient[2:]):
+        np.add.at(found, ids.numpy(), values.numpy().astype(np.float64))
     return found
 
 
@@ -49,7 +52,7 @@ def test_rows_of_one_word_are_added_in_the_order_in_which_they_stand() -> None:
     """(1e8 + 1) − 1e8 is 0 in single precision, (1e8 − 1e8) + 1 is 1."""
     for values, total in (([1e8, 1.0, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
         column = np.array(values, np.float32)[:, None]
-        gradient = summed_by_row(RowGradient(tf.constant([5, 5, 5]), tf.constant(column)))
+        gradient = summed_by_row(row_gradient(tf.IndexedSlices(tf.constant(column), tf.constant([5, 5, 5]))))
         assert gradient.rows.numpy().tolist() == [[total]]
 
 
@@ -72,21 +75,32 @@ def test_an_update_by_rows_is_that_of_the_whole_gradient(name: str) -> None:
         np.testing.assert_array_equal(found.numpy(), wanted.numpy(), err_msg=slot)
 
 
-def test_rows_summed_over_replicas_stand_one_after_the_other_bit_for_bit() -> None:
-    shares = [rows(seed) for seed in range(3)]
+def all_reduced(shares: list[RowGradient]) -> RowGradient:
+    tables = [among_replicas(share, tf.constant(replica), len(shares)) for replica, share in enumerate(shares)]
+    total, common = tables[0], shares[0].common_rows
+    for table, share in zip(tables[1:], shares[1:], strict=True):
+        total, common = total + table, common + share.common_rows
+    return of_all_replicas(shares[-1], total, common)
+
+
+@pytest.mark.parametrize("common", [0, 4])
+def test_rows_summed_over_replicas_stand_one_after_the_other_bit_for_bit(common: int) -> None:
+    shares = [rows(seed, common=common) for seed in range(3)]
+    shares = [share._replace(common_ids=shares[0].common_ids) for share in shares]
     shares[1] = shares[1]._replace(rows=-tf.zeros_like(shares[1].rows))
-    tables = [among_replicas(share, tf.constant(replica), 3) for replica, share in enumerate(shares)]
-    found, wanted = of_all_replicas(tables[0] + tables[1] + tables[2]), joined(shares)
-    np.testing.assert_array_equal(found.ids.numpy(), wanted.ids.numpy())
-    assert found.rows.numpy().tobytes() == wanted.rows.numpy().tobytes()
+    found, wanted = all_reduced(shares), joined(shares)
+    for part, expected in zip(found, wanted, strict=True):
+        assert part.numpy().tobytes() == expected.numpy().tobytes()
+    whole_sum = sum(whole(share) for share in shares)
+    np.testing.assert_allclose(dense(summed_by_row(found), weight()), whole_sum, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dense(found, weight()), whole_sum, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_non_finite_row_of_one_replica_reaches_the_norm(bad: float) -> None:
     spoilt = rows(1)
     spoilt = spoilt._replace(rows=tf.tensor_scatter_nd_update(spoilt.rows, [[4, 1]], [bad]))
-    tables = [among_replicas(share, tf.constant(replica), 2) for replica, share in enumerate((rows(0), spoilt))]
-    assert not np.isfinite(float(global_norm([summed_by_row(of_all_replicas(tables[0] + tables[1]))])))
+    assert not np.isfinite(float(global_norm([summed_by_row(all_reduced([rows(0), spoilt]))])))
 
 
 @pytest.mark.parametrize(

@@ -88,4 +88,5 @@ def sampled_cross_entropy_sum(
 
         return tf.reduce_sum(losses * weights_N), gradient
 
-    return cross_entropy(hidden_NH, rows[:count], biases[:count], rows[count:], biases[count:])
+    (rows_SH, target_rows_NH), (biases_S, target_biases_N) = (tf.split(part, [count, -1]) for part in (rows, biases))
+    return cross_entropy(hidden_NH, rows_SH, biases_S, target_rows_NH, target_biases_N)

@@ -17,10 +17,16 @@ _MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
 
 
 class RowGradient(NamedTuple):
-    """ids int32 [N] and rows [N, H]: the gradient of a table [V, H] as a sum of rows; an id may stand often."""
+    """The gradient of a table [V, H] as a sum of rows; an id may stand often.
+
+    ids int32 [N] and rows [N, H]. common_ids int32 [C] and common_rows [C, H]: of ids that are the same on every
+    replica (a sampled softmax's candidates), whose rows replicas can add up before they are put together.
+    """
 
     ids: Tensor
     rows: Tensor
+    common_ids: Tensor
+    common_rows: Tensor
 
 
 Gradient = Tensor | RowGradient
@@ -34,30 +40,36 @@ def stays_rows(lookups: int, words: int) -> bool:
     return 2 * lookups <= words <= _MOST_WORDS
 
 
-def row_gradient(slices: tf.IndexedSlices) -> RowGradient:
-    """What a tape finds for a table that was only looked up."""
-    return RowGradient(slices.indices, slices.values)
+def row_gradient(slices: tf.IndexedSlices, common: int = 0) -> RowGradient:
+    """What a tape finds for a table that was only looked up, `common` ids that every replica has first."""
+    ids, rows = slices.indices, slices.values
+    return RowGradient(ids[common:], rows[common:], ids[:common], rows[:common])
 
 
 def summed_by_row(gradient: Gradient) -> Gradient:
     """Each id once, in the order of first appearance; its rows added in the order in which they stand."""
     if not isinstance(gradient, RowGradient):
         return gradient
-    ids, places = tf.unique(gradient.ids)
-    return RowGradient(ids, tf.math.unsorted_segment_sum(gradient.rows, places, tf.size(ids)))
+    ids, places = tf.unique(tf.concat([gradient.common_ids, gradient.ids], 0))
+    rows = tf.concat([gradient.common_rows, gradient.rows], 0)
+    return row_gradient(tf.IndexedSlices(tf.math.unsorted_segment_sum(rows, places, tf.size(ids)), ids))
 
 
 def joined(gradients: Sequence[RowGradient]) -> RowGradient:
-    """The sum of several, their rows one after the other."""
-    ids, rows = (tf.concat(parts, 0) for parts in zip(*gradients, strict=True))
-    return RowGradient(ids, rows)
+    """The sum of several replicas': their rows one after the other, their common rows added in that order."""
+    ids, rows = (tf.concat(parts, 0) for parts in zip(*(each[:2] for each in gradients), strict=True))
+    common_rows = gradients[0].common_rows
+    for each in gradients[1:]:
+        common_rows += each.common_rows
+    return RowGradient(ids, rows, gradients[0].common_ids, common_rows)
 
 
 def dense(gradient: Gradient, weight: tf.Variable) -> Tensor:
     """The whole gradient of a weight, in its shape."""
     if not isinstance(gradient, RowGradient):
         return gradient
-    return tf.math.unsorted_segment_sum(gradient.rows, gradient.ids, weight.shape[0])
+    ids, rows = (tf.concat(parts, 0) for parts in (gradient[::2], gradient[1::2]))
+    return tf.math.unsorted_segment_sum(rows, ids, weight.shape[0])
 
 
 def among_replicas(gradient: RowGradient, replica: Tensor, replicas: int) -> Tensor:
@@ -68,6 +80,7 @@ def among_replicas(gradient: RowGradient, replica: Tensor, replicas: int) -> Ten
     return tf.reshape(tf.where(mine[:, None, None], table, -0.0), [-1, table.shape[1]])
 
 
-def of_all_replicas(table: Tensor) -> RowGradient:
-    """The rows of all replicas, in their order, from the sum of `among_replicas`."""
-    return RowGradient(tf.cast(table[:, -1], tf.int32), table[:, :-1])
+def of_all_replicas(gradient: RowGradient, table: Tensor, common_rows: Tensor) -> RowGradient:
+    """A replica's gradient with the rows of all replicas, in their order, from the sums over all replicas of
+    `among_replicas` and of the common rows."""
+    return RowGradient(tf.cast(table[:, -1], tf.int32), table[:, :-1], gradient.common_ids, common_rows)

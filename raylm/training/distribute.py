@@ -52,11 +52,14 @@ def all_reduce_sum(values: list[Gradient]) -> list[Gradient]:
     replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
     if replicas == 1:
         return [summed_by_row(value) for value in values]
-    sent = [among_replicas(value, replica, replicas) if isinstance(value, RowGradient) else value for value in values]
-    summed = context.all_reduce(tf.distribute.ReduceOp.SUM, sent)
+    sent: list[Tensor] = []
+    for value in values:
+        by_row = isinstance(value, RowGradient)
+        sent += [among_replicas(value, replica, replicas), value.common_rows] if by_row else [value]
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, sent))
     return [
-        summed_by_row(of_all_replicas(total)) if isinstance(value, RowGradient) else total
-        for value, total in zip(values, summed, strict=True)
+        summed_by_row(of_all_replicas(value, next(sums), next(sums))) if isinstance(value, RowGradient) else next(sums)
+        for value in values
     ]
 
 

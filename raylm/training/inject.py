@@ -78,7 +78,8 @@ def touch_of(strike: Strike, replica: Tensor, first_lane: Tensor, weights_BT: Te
 def struck_gradient(strike: Strike, replica: Tensor, name: str, gradient: Gradient) -> Gradient:
     """The gradient of the weight `name`, all of it struck where the strike is for it."""
     if isinstance(gradient, RowGradient):
-        return gradient._replace(rows=struck_gradient(strike, replica, name, gradient.rows))
+        rows, common_rows = (struck_gradient(strike, replica, name, part) for part in gradient[1::2])
+        return gradient._replace(rows=rows, common_rows=common_rows)
     here = (strike.replica < 0) | (strike.replica == replica)
     exploded = here & (strike.site == _CODES["explosion"])
     gradient = tf.where(exploded, _EXPLOSION * gradient, gradient)

@@ -7,7 +7,8 @@ where it is closed, weights and slots are not touched and the carry is selected,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -70,19 +71,15 @@ class Share(NamedTuple):
     next_carry: Carry
 
 
-def rows_of(config: RunConfig, words: int) -> frozenset[str]:
-    """The weights of a model of so many words whose gradients stay rows in this run: none where virtual shards fix
-    the order of every sum."""
-    if config.cluster.exact_elastic:
-        return frozenset()
+def rows_of(config: RunConfig, words: int) -> dict[str, int]:
+    """The weights of a model of so many words whose gradients stay rows in this run, and how many of their ids come
+    first and are the same on every replica. None where virtual shards fix the order of every sum."""
     read = config.data.lanes * (config.data.window if config.data.mode == "stream" else max(config.data.buckets))
-    lookups = {"embedding": read}
-    if config.model.sampled_softmax is not None:
-        softmax = "embedding" if config.model.tie_weights else "softmax"
-        lookups[softmax] = lookups.get(softmax, 0) + read + config.model.sampled_softmax
-    elif config.model.tie_weights:
-        return frozenset()
-    return frozenset(name for name, count in lookups.items() if stays_rows(count, words))
+    if config.cluster.exact_elastic or config.model.tie_weights:
+        return {}
+    drawn = config.model.sampled_softmax
+    common = {"embedding": 0} | ({"softmax": min(drawn, words)} if drawn else {})
+    return {name: count for name, count in common.items() if stays_rows(read + count, words)}
 
 
 def share_of_step(
@@ -93,7 +90,7 @@ def share_of_step(
     control: Control,
     replica: Tensor,
     touch: Touch = untouched,
-    rows: frozenset[str] = frozenset(),
+    rows: Mapping[str, int] = MappingProxyType({}),
 ) -> Share:
     """Forward and backward over the lanes of one shard.
 
@@ -116,7 +113,7 @@ def share_of_step(
             control.position,
         )
     gradients: list[Gradient] = [
-        row_gradient(gradient) if name in rows else tf.convert_to_tensor(gradient)
+        row_gradient(gradient, rows[name]) if name in rows else tf.convert_to_tensor(gradient)
         for name, gradient in zip(model.weights, tape.gradient(loss_sum, weights), strict=True)
     ]
     tokens = tf.reduce_sum(batch.weights)
