@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from getpass import getuser
 from pathlib import Path
 
@@ -55,6 +56,7 @@ MaxStartups 100
 """
 
 
+@cache
 def missing() -> str:
     """Why such machines cannot be had here; empty where they can."""
     if os.geteuid() != 0:

@@ -45,6 +45,15 @@ def read_summary(cluster: Cluster, name: str) -> dict[str, Any]:
     return dict(json.loads((cluster.runs / name / "summary.json").read_text()))
 
 
+def test_every_node_has_the_project_and_the_token_and_nothing_that_git_ignores(cluster: Cluster) -> None:
+    token = (cluster.laptop.home / ".ray" / "auth_token").read_text()
+    for machine in (cluster.head, *cluster.workers[:2]):
+        there = {path.name for path in (machine.home / "raylm").iterdir()}
+        assert {"jobs", "raylm", "constraints.txt"} <= there
+        assert not there & {".git", "runs", ".venv", ".mypy_cache", ".ruff_cache"}
+        assert (machine.home / ".ray" / "auth_token").read_text() == token
+
+
 def test_a_job_trains_on_the_workers_at_once_and_goes_on_from_its_checkpoint(cluster: Cluster) -> None:
     done = cluster.submit(*train(cluster, "first", "--workers", "2"))
     assert done.returncode == 0, done.stdout + done.stderr
