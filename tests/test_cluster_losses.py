@@ -43,7 +43,7 @@ def take_back(machine: Machine) -> None:
 
 def test_training_goes_on_when_a_node_is_killed_another_cut_off_and_a_third_taken_back(cluster: Cluster) -> None:
     place = ("--corpus", str(cluster.text), "--cache-dir", str(cluster.folder / "cache"), "--name", "losses")
-    endless = ("--steps", "1000000", "--checkpoint-every", "50", "--schedule.kind", "constant", "--workers", "1:2")
+    endless = ("--steps", "1000000", "--checkpoint-every", "50", "--learning-rate", "0.1", "--workers", "1:2")
     submit = ("ray", "job", "submit", "--submission-id", "losses", "--")
     cluster.start(*submit, "python", "jobs/train_ptb.py", *TINY, *place, *endless)
     events = cluster.runs / "losses" / "events.jsonl"
