@@ -136,6 +136,35 @@ TINY = (
 """Options of a run that takes a second."""
 
 
+AWS = {
+    "AWS_ENDPOINT_URL": "http://10.77.0.1:5000",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-west-2",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""What every machine must know to take moto for AWS; an instance profile would give the keys."""
+
+
+class Moto:
+    """AWS's interfaces on the laptop."""
+
+    def __init__(self, laptop: Machine) -> None:
+        self._laptop = laptop
+        laptop.start(sys.executable, "-m", "moto.server", "-H", laptop.address, "-p", "5000")
+        wait_until(lambda: laptop.run("curl", "-s", AWS["AWS_ENDPOINT_URL"]).returncode == 0, 180, "moto")
+
+    def ask(self, service: str, operation: str, **arguments: Any) -> Any:
+        """What boto3 answers, as plain data."""
+        call = f"getattr(boto3.client({service!r}), {operation!r})(**{arguments!r})"
+        shown = "lambda value: value.read().decode() if hasattr(value, 'read') else str(value)"
+        done = self._laptop.run(
+            sys.executable, "-c", f"import boto3, json; print(json.dumps({call}, default={shown}))", **AWS
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
 class Cluster:
     """The user's laptop, a head, as many workers as are asked for and a spare one. `up` is `ray up`."""
 
@@ -149,9 +178,11 @@ class Cluster:
         write_cuda_wheels(folder / "wheels", ROOT / "constraints.txt")
         self.laptop = self.lan.start("laptop")
         head = config["available_node_types"][config["head_node_type"]]["resources"]
-        self.head = self.lan.start("head", lambda home: furnish(home, folder / "wheels", told_resources(head)))
+        self.head = self.lan.start("head", lambda home: furnish(home, folder / "wheels", AWS | told_resources(head)))
         self.workers = [
-            self.lan.start(f"worker{number}", lambda home: furnish(home, folder / "wheels", told_resources({"CPU": 1})))
+            self.lan.start(
+                f"worker{number}", lambda home: furnish(home, folder / "wheels", AWS | told_resources({"CPU": 1}))
+            )
             for number in range(workers + 1)
         ]
         self.config = folder / "cluster.yaml"
@@ -165,9 +196,14 @@ class Cluster:
         for command in (("ray", "get-auth-token", "--generate"), ("ray", "up", "-y", str(self.config))):
             done = self.user(*command)
             assert done.returncode == 0, done.stdout + done.stderr
-        self.start("ray", "dashboard", str(self.config))
-        wait_until(lambda: self.user("ray", "job", "list").returncode == 0, 180, "the dashboard through its tunnel")
+        tunnel = [self.start("ray", "dashboard", str(self.config))]
+        wait_until(lambda: self._reached(tunnel), 240, "the dashboard through its tunnel")
         wait_until(lambda: self.alive() == self._nodes, 400, f"{self._nodes} nodes alive")
+
+    def _reached(self, tunnel: list[subprocess.Popen[str]]) -> bool:
+        if tunnel[-1].poll() is not None:  # as a user would, once more
+            tunnel.append(self.start("ray", "dashboard", str(self.config)))
+        return self.user("ray", "job", "list").returncode == 0
 
     def alive(self) -> int:
         """Nodes that Ray counts on."""

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from getpass import getuser
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -188,7 +187,8 @@ class Lan:
         (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=folder))
         shutil.copy(f"{self.key}.pub", folder / "authorized_keys")
         (folder / "passwd").write_text(f"{USER}:x:0:0::{HOME}:/bin/bash\n{Path('/etc/passwd').read_text()}")
-        private = f"/tmp/ray /tmp/ray_ssh_{hashlib.sha256(getuser().encode()).hexdigest()[:10]} /run/sshd"
+        sockets = f"/tmp/ray_ssh_{hashlib.sha256(USER.encode()).hexdigest()[:10]}"  # of ssh, kept open by `ray up`
+        private = f"/tmp/ray {sockets} /run/sshd"
         boot = BOOT.format(folder=folder, home=HOME, root=ROOT, venv=sys.prefix, name=name, private=private)
         flags = ("--kill-child=KILL", "--fork", "--pid", "--mount", "--mount-proc", "--net", "--uts")
         process = subprocess.Popen(

@@ -8,24 +8,16 @@ pair and security group, sets the head up over SSH, and its autoscaler buys a GP
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_image import TINY, USERS_SHELL, furnish, write_cuda_wheels, write_text
+from cluster_image import AWS, TINY, USERS_SHELL, Moto, furnish, write_cuda_wheels, write_text
 from cluster_machines import ROOT, Lan, Machine, missing, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.skipif(bool(missing()), reason=missing())]
 
-AWS = {
-    "AWS_ENDPOINT_URL": "http://10.77.0.1:5000",
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-west-2",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 SHELL = USERS_SHELL | AWS
 
 
@@ -37,19 +29,10 @@ class Cloud:
         self.wheels = folder / "wheels"
         write_cuda_wheels(self.wheels, ROOT / "constraints.txt")
         self.laptop = self.lan.start("laptop")
-        self.laptop.start(sys.executable, "-m", "moto.server", "-H", "10.77.0.1", "-p", "5000")
-        wait_until(lambda: self.laptop.run("curl", "-s", AWS["AWS_ENDPOINT_URL"]).returncode == 0, 180, "moto's EC2")
+        self.ask = Moto(self.laptop).ask
         for profile in ("raylm-head", "raylm-worker"):  # the user makes them
             self.ask("iam", "create_instance_profile", InstanceProfileName=profile)
         self.laptop.run("ray", "get-auth-token", "--generate", **SHELL)
-
-    def ask(self, service: str, operation: str, **arguments: Any) -> Any:
-        """What boto3 answers, as plain data."""
-        call = f"getattr(boto3.client({service!r}), {operation!r})(**{arguments!r})"
-        code = f"import boto3, json; print(json.dumps({call}, default=str))"
-        done = self.laptop.run(sys.executable, "-c", code, **AWS)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
 
     def said(self) -> str:
         """What the user's commands have said."""

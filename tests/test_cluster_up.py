@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cluster_image import TINY, Cluster
+from cluster_image import TINY, Cluster, Moto
 from cluster_machines import ROOT, missing, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.skipif(bool(missing()), reason=missing())]
@@ -70,6 +70,18 @@ def test_a_job_trains_on_the_workers_at_once_and_goes_on_from_its_checkpoint(clu
     again = cluster.submit("raylm", "resume", "--from-checkpoint", str(cluster.runs / "first"), "--steps", "60")
     assert again.returncode == 0, again.stdout + again.stderr
     assert (read_summary(cluster, "first")["steps"], read_summary(cluster, "first")["resumes"]) == (60, 1)
+
+
+def test_a_run_kept_in_a_bucket_needs_nothing_else_that_machines_share(cluster: Cluster) -> None:
+    moto = Moto(cluster.laptop)
+    moto.ask("s3", "create_bucket", Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    kept = ("--storage-path", "s3://bucket/raylm", "--name", "kept", "--corpus", str(cluster.text), "--workers", "2")
+    done = cluster.submit("python", "jobs/train_ptb.py", *TINY, *kept)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = cluster.submit("raylm", "resume", "--from-checkpoint", "s3://bucket/raylm/kept", "--steps", "60")
+    assert again.returncode == 0, again.stdout + again.stderr
+    summary = json.loads(moto.ask("s3", "get_object", Bucket="bucket", Key="raylm/kept/summary.json")["Body"])
+    assert (summary["status"], summary["steps"], summary["resumes"]) == ("completed", 60, 1)
 
 
 def test_a_job_of_the_users_own_folder_runs_its_code_with_its_environment_and_without_its_ballast(
