@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster_image import TINY, Cluster
@@ -47,15 +48,14 @@ def test_training_goes_on_when_a_node_is_killed_another_cut_off_and_a_third_take
     submit = ("ray", "job", "submit", "--submission-id", "losses", "--")
     cluster.start(*submit, "python", "jobs/train_ptb.py", *TINY, *place, *endless)
     events = cluster.runs / "losses" / "events.jsonl"
-    wait_until(lambda: steps(events) > 50, 400, "the first steps")
+    wait_until(lambda: len(read(events, "step")) > 50, 400, "the first steps")
     for lose in (kill, cut, take_back):
         wait_until(lambda: len(training(cluster)) == 2, 500, "two nodes train")
-        began = time.monotonic()
-        reached = steps(events)
+        began, before = time.monotonic(), len(read(events, "resume"))
         lost = training(cluster)[0]
         lose(lost)
         cluster.workers.remove(lost)
-        went_on(events, reached, lost)
+        wait_until(lambda was=before: went_on(events, was), 500, f"steps without {lost.name}")
         print(f"{lose.__name__}: {time.monotonic() - began:.0f} s from the loss to a step of the next attempt")
     assert cluster.user("ray", "job", "stop", "losses").returncode == 0
     summary = json.loads((cluster.runs / "losses" / "summary.json").read_text())
@@ -68,15 +68,12 @@ def training(cluster: Cluster) -> list[Machine]:
     return [machine for machine in cluster.workers if "RayTrainWorker" in machine.run("ps", "axww").stdout]
 
 
-def steps(events: Path) -> int:
+def read(events: Path, *kinds: str) -> list[dict[str, Any]]:
     lines = events.read_text().splitlines() if events.exists() else []
-    return max((json.loads(line)["step"] for line in lines[-200:] if line.endswith("}")), default=0)
+    return [event for event in (json.loads(line) for line in lines if line.endswith("}")) if event["kind"] in kinds]
 
 
-def went_on(events: Path, reached: int, lost: Machine) -> None:
-    def resumed() -> bool:
-        kinds = [json.loads(line) for line in events.read_text().splitlines() if line.endswith("}")]
-        last = max((at for at, event in enumerate(kinds) if event["kind"] == "resume"), default=None)
-        return last is not None and any(event["kind"] == "step" and event["step"] > reached for event in kinds[last:])
-
-    wait_until(resumed, 500, f"steps after {reached} without {lost.name}")
+def went_on(events: Path, before: int) -> bool:
+    """Whether the run has resumed more often than before, and stepped since."""
+    kinds = [event["kind"] for event in read(events, "resume", "step")]
+    return kinds.count("resume") > before and kinds[-1] == "step"
