@@ -1,4 +1,4 @@
-"""A run on cluster.yaml's machines that loses them one after the other: killed, cut off, taken back by AWS."""
+"""A run on cluster.yaml's machines that loses them one after the other: taken back by AWS, killed, cut off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path, workers=3)
+    cluster = Cluster(tmp_path, workers=4)  # as many as are lost, and one
     try:
         cluster.up()
         yield cluster
@@ -42,14 +42,14 @@ def take_back(machine: Machine) -> None:
     machine.start(sys.executable, str(TESTS / "metadata_service.py"), "120")
 
 
-def test_training_goes_on_when_a_node_is_killed_another_cut_off_and_a_third_taken_back(cluster: Cluster) -> None:
+def test_training_goes_on_when_a_node_is_x_cut_off_and_a_third_taken_back(cluster: Cluster) -> None:
     place = ("--corpus", str(cluster.text), "--cache-dir", str(cluster.folder / "cache"), "--name", "losses")
-    endless = ("--steps", "1000000", "--checkpoint-every", "50", "--learning-rate", "0.1", "--workers", "1:2")
+    endless = ("--steps", "1000000", "--checkpoint-every", "50", "--learning-rate", "0.001", "--workers", "1:2")
     submit = ("ray", "job", "submit", "--submission-id", "losses", "--")
     cluster.start(*submit, "python", "jobs/train_ptb.py", *TINY, *place, *endless)
     events = cluster.runs / "losses" / "events.jsonl"
     wait_until(lambda: len(read(events, "step")) > 50, 400, "the first steps")
-    for lose in (kill, cut, take_back):
+    for lose in (take_back, kill, cut):
         wait_until(lambda: len(training(cluster)) == 2, 500, "two nodes train")
         began, before = time.monotonic(), len(read(events, "resume"))
         lost = training(cluster)[0]

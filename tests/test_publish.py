@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
+
+import pytest
 
 from raylm.data.corpora import find_corpus
 from raylm.data.dataset import open_dataset
@@ -32,3 +35,14 @@ def test_the_datasets_are_copied_once_and_again_where_one_is_not_whole(bucket: s
     publish(prepared, bucket.format("runs"), said.append)
     assert len(said) == 4
     assert open_dataset(uris["valid"]).tokens == open_dataset(prepared["valid"]).tokens
+
+
+def test_the_endpoint_that_the_environment_names_is_used(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = re.findall(r"endpoint_override=([\d.:]+)", bucket)[0]
+    for name, value in {"ENDPOINT_URL": f"http://{address}", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store, path = connect("s3://bucket/here")
+    with store.open_output_stream(path) as stream:
+        stream.write(b"1")
+    other, same = connect(bucket.format("here"))
+    assert other.get_file_info(same).size == 1

@@ -8,6 +8,7 @@ waits between. S3-compatible stores are named in the URI:
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -192,6 +193,10 @@ def _connect_s3(uri: str) -> tuple[pafs.FileSystem, str]:
     bucket = parts.netloc.rpartition("@")[2]
     if unknown or not bucket:
         raise ValueError(f"unknown option {unknown[0]!r}" if unknown else "there is no bucket in it")
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if named and "endpoint_override" not in options:  # every other program of AWS's family goes by it
+        endpoint = urlsplit(named)
+        options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
     if "region" not in options and "endpoint_override" not in options:
         options["region"] = pafs.resolve_s3_region(bucket)
     secrets = {}
