@@ -173,6 +173,8 @@ class GuardConfig(Section):
     """A loss this far above ln V, in nats, is a spike: the model is worse than guessing."""
     spike_deviations: PositiveFloat = 10.0
     """A loss this many robust deviations above the median of the last sound ones is a spike."""
+    leap_factor: PositiveFloat = 1000.0
+    """Where the gradient is not clipped, a norm this many times the median of the last sound ones is a fault."""
     probe_seconds: PositiveFloat = 60.0
     """Time to find out why a step fails that failed twice; `raylm replay` goes on later without a limit."""
     step_timeout: PositiveFloat = 600.0
