@@ -36,6 +36,7 @@ mkdir -p {private}
 for place in {private}; do mount -t tmpfs -o mode=755 none $place; done
 hostname {name}
 ip link set lo up
+echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore  # what is on lo is this machine's alone
 echo up
 read line   # the network is there
 /usr/sbin/sshd -f {folder}/sshd_config -E {folder}/sshd.log

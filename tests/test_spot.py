@@ -36,7 +36,7 @@ class Watching:
         (folder / "ray").chmod(0o755)
         self.process = subprocess.Popen(
             (
-                *(sys.executable, "-m", "raylm.cluster.spot", "--address", "10.0.0.1:6379"),
+                *(sys.executable, "-m", "raylm.cluster.spot", "--address", "10.0.0.1:6379", "--node-id", "abc"),
                 *("--metadata", service.url, "--every", "0.1"),
             ),
             env={**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
@@ -59,7 +59,8 @@ def test_a_notice_becomes_a_drain_with_its_deadline(tmp_path: Path, service: Ser
     told, said = watching.end()
     assert len(told) == 1
     words = told[0].split()
-    assert words[:5] == ["drain-node", "--address", "10.0.0.1:6379", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    assert words[:5] == ["drain-node", "--address", "10.0.0.1:6379", "--node-id", "abc"]
+    assert words[5:7] == ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     assert words[-2] == "--deadline-remaining-seconds"
     assert 90 <= int(words[-1]) <= 120
     assert "AWS will terminate this machine" in said

@@ -81,17 +81,33 @@ def read_notice(body: bytes) -> Notice:
         raise ValueError(f"no notice of an interruption: {body[:100]!r}") from error
 
 
-def drain(address: str, notice: Notice) -> bool:
-    """Has Ray drain the node that this runs on: nothing new is placed on it, and runs are told. Whether it will."""
+def find_node(address: str) -> str:
+    """The identity of the Ray node that this runs on. Raises: LookupError: the cluster knows none here."""
+    from ray._private.services import get_node_ip_address  # here: Ray takes 100 MB, and --node-id does without it
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    here = get_node_ip_address(address)
+    for identity, node in GcsClient(address=address).get_all_node_info().items():
+        if node.node_manager_address == here and node.state == GcsNodeInfo.ALIVE:
+            return str(identity.hex())
+    raise LookupError(f"the cluster at {address} has no node at {here}")
+
+
+def drain(address: str, node: str, notice: Notice) -> bool:
+    """Has Ray drain a node: nothing new is placed on it, and runs are told. Whether it will.
+
+    Without the node's name the command would become a driver on it, which then ends with the node.
+    """
     command = (
-        *("ray", "drain-node", "--address", address, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+        *("ray", "drain-node", "--address", address, "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
         *("--reason-message", f"AWS will {notice.action} this spot machine at {notice.time.isoformat()}"),
         *("--deadline-remaining-seconds", str(notice.seconds_left(datetime.now(UTC)))),
     )
     return subprocess.run(command, check=False).returncode == 0
 
 
-def watch(metadata: Metadata, address: str, every: float) -> None:
+def watch(metadata: Metadata, address: str, node: str, every: float) -> None:
     """Returns once Ray drains this node, or when the time of the notice has come without that."""
     said = ""
     while True:
@@ -105,7 +121,7 @@ def watch(metadata: Metadata, address: str, every: float) -> None:
             said = problem
         if notice is not None:
             _say(f"AWS will {notice.action} this machine in {notice.seconds_left(datetime.now(UTC))} s: draining it")
-            if drain(address, notice) or notice.seconds_left(datetime.now(UTC)) == 0:
+            if drain(address, node, notice) or notice.seconds_left(datetime.now(UTC)) == 0:
                 return
         time.sleep(every)
 
@@ -118,10 +134,13 @@ def main(arguments: Sequence[str]) -> None:
     """Watches until the notice."""
     parser = argparse.ArgumentParser("python -m raylm.cluster.spot", description=__doc__.splitlines()[0])
     parser.add_argument("--address", required=True, help="of the Ray cluster, as in 10.0.0.1:6379")
+    parser.add_argument("--node-id", help="of the node to drain (default: the one that this runs on)")
     parser.add_argument("--metadata", default=METADATA, help="URL of the metadata service (default: %(default)s)")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between questions (default: %(default)s)")
     known = parser.parse_args(arguments)
-    watch(Metadata(known.metadata), known.address, known.every)
+    node = known.node_id or find_node(known.address)
+    _say(f"watching for node {node}")
+    watch(Metadata(known.metadata), known.address, node, known.every)
 
 
 if __name__ == "__main__":
