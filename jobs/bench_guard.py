@@ -30,7 +30,7 @@ from raylm.optim.clipping import clip_factor, global_norm
 from raylm.recipes import RECIPES
 from raylm.training.distribute import all_reduce_sum, make_strategy
 from raylm.training.state import Replicas, State, fresh_carry, keep, make_health_check, make_replicas, put_back
-from raylm.training.step import Batch, Control, StepResult, compile_step, share_of_step
+from raylm.training.step import Batch, Control, StepResult, compile_step, rows_of, share_of_step
 from raylm.training.topology import Topology
 
 WORDS = 10_000
@@ -83,11 +83,11 @@ def _step(step: Callable[..., Any], batch: Batch, carry: Any, control: Control) 
 
 def _ungated(replicas: Replicas, config: RunConfig) -> Callable[..., Any]:
     """The step as it were without a guard: nothing looked at, nothing selected."""
-    lanes = config.data.lanes
+    lanes, rows = config.data.lanes, rows_of(config, WORDS)
 
     def replica_step(batch: Batch, carry: Any, control: Control) -> Any:
         masks = Masks(mask_key(config.seed, control.position, tf.constant(0))) if config.model.dropout else None
-        share = share_of_step(replicas.model, batch, carry, masks, control, tf.constant(0))
+        share = share_of_step(replicas.model, batch, carry, masks, control, tf.constant(0), rows=rows)
         scalars, *gradients = all_reduce_sum([share.scalars, *share.gradients])
         loss_sum, tokens, stop = tf.unstack(scalars)
         scale = 1 / float(lanes)

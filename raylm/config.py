@@ -112,7 +112,7 @@ class ModelConfig(Section):
     """The softmax's matrix is the embedding (Press and Wolf 2017)."""
     loss_chunk: PositiveInt | Literal["auto"] | None = "auto"
     """Words whose logits are computed at once, for all rows: fewer take less memory and a fourth matrix product. auto:
-    as many as 128 MiB hold; none: all."""
+    as many as 64 MiB hold; none: all."""
     sampled_softmax: PositiveInt | None = None
     """Words drawn for each window, log-uniformly over ids, that the loss is estimated from in training (evaluation is
     exact); none: the exact loss. For vocabularies of 100,000 words and more."""
@@ -173,6 +173,8 @@ class GuardConfig(Section):
     """A loss this far above ln V, in nats, is a spike: the model is worse than guessing."""
     spike_deviations: PositiveFloat = 10.0
     """A loss this many robust deviations above the median of the last sound ones is a spike."""
+    leap_factor: PositiveFloat = 1000.0
+    """Where the gradient is not clipped, a norm this many times the median of the last sound ones is a fault."""
     probe_seconds: PositiveFloat = 60.0
     """Time to find out why a step fails that failed twice; `raylm replay` goes on later without a limit."""
     step_timeout: PositiveFloat = 600.0

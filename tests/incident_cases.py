@@ -101,6 +101,12 @@ def exploding(seed: int, learning_rate: float) -> Incident:
     raise AssertionError(f"learning rate {learning_rate} does not explode")
 
 
+def leaping(seed: int) -> Incident:
+    """A gradient that nothing clips leaps a million times in the last step."""
+    made = incident(seed, steps=20, drill="explosion@19:sticky", optimizer={"clip_norm": None})
+    return replace(made, kind="leap", reason="the gradient's norm leapt", loss=4.0)
+
+
 def planted() -> dict[str, tuple[str, Incident]]:
     """Each case's name, with the true verdict."""
     cases: dict[str, tuple[str, Incident]] = {}
@@ -114,6 +120,7 @@ def planted() -> dict[str, tuple[str, Incident]]:
         cases[f"poisonous word in lane {lane}"] = ("INTERACTION", poisonous_word(lane, lane))
     for seed in range(3):
         cases[f"no target {seed}"] = ("DATA", no_target(seed))
+        cases[f"leap {seed}"] = ("OPTIMISATION", leaping(seed))
         cases[f"sound elsewhere {seed}"] = ("DEVICE", incident(seed, shares=2, drill="nan-loss@3:sticky,replica=1"))
     for seed, learning_rate in enumerate((300.0, 1000.0, 3000.0, 1e4, 1e5, 1e6)):
         cases[f"learning rate {learning_rate:g}"] = ("OPTIMISATION", exploding(seed, learning_rate))

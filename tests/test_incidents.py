@@ -53,6 +53,12 @@ def test_a_bad_lane_is_found_within_the_passes_that_bisection_needs(found: dict[
             assert findings.passes <= math.ceil(math.log2(LANES)) + 1
 
 
+def test_a_gradient_that_leapt_is_named_with_its_step(found: dict[str, Any]) -> None:
+    _, verdict, findings = found["leap 0"]
+    assert findings.leap.endswith("at step 19, window 19")
+    assert verdict.patch == ("[optimizer]", "clip_norm = 5")
+
+
 def test_the_answer_names_the_first_non_finite_tensor_and_where_in_it(found: dict[str, Any]) -> None:
     firsts = {name: findings.first for name, (_, _, findings) in found.items()}
     assert firsts["nan-embedding@3:sticky,lane=0"] == "embedding at time 0, lane 0"
@@ -164,7 +170,7 @@ def test_the_views_tell_the_verdict_and_stay_at_the_present_step() -> None:
     out = io.StringIO()
     PlainView(out).show(event)
     assert out.getvalue() == "verdict: DATA: id 60; more in runs/x\n"
-    assert advance(Progress(step=4), event) == Progress(step=4, trouble="DATA: id 60; more in runs/x")
+    assert advance(Progress(step=4), event) == Progress(step=4, troubles=("DATA: id 60; more in runs/x",))
 
 
 def test_raylm_replay_prints_the_trace_and_the_answer(runs: Path) -> None:

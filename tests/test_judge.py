@@ -159,6 +159,36 @@ def test_the_scatter_of_few_tokens_is_no_spike(tokens: int) -> None:
     assert isinstance(judge(sound, Ledger(), memory, POLICY, [100], UNIFORM), Proceed)
 
 
+LEAP = replace(outcome(150), norm=300.0)
+
+
+def test_a_gradient_that_leaps_is_a_fault_where_nothing_clips_it() -> None:
+    memory = Memory(norms=tuple(0.2 + 0.01 * (number % 7) for number in range(64)))
+    decision = judge(LEAP, Ledger(), memory, POLICY, [140], UNIFORM, clipped=False)
+    assert isinstance(decision, RollBack)
+    assert decision.memory.incident is not None
+    assert decision.memory.incident.kind == "leap"
+    assert "norm is 300 on window 150, in epoch 0: the median of the last 64 is 0.23, and nothing" in decision.reason
+    assert decision.memory.norms == memory.norms
+
+
+@pytest.mark.parametrize(
+    ("norms", "step", "clipped"),
+    [
+        ((0.2,) * 64, LEAP, True),
+        ((0.2,) * 15, LEAP, False),
+        ((0.4,) * 64, LEAP, False),
+        ((0.001,) * 64, replace(LEAP, norm=9.0), False),
+        ((0.2,) * 64, replace(LEAP, step=99), False),
+    ],
+    ids=["clipped", "few steps seen", "a smaller leap", "a small gradient", "in the warm-up"],
+)
+def test_other_large_gradients_are_no_fault(norms: tuple[float, ...], step: Outcome, clipped: bool) -> None:
+    decision = judge(step, Ledger(), Memory(norms=norms), POLICY, [90], UNIFORM, clipped=clipped)
+    assert isinstance(decision, Proceed)
+    assert decision.memory.norms == (*norms, step.norm)[-64:]
+
+
 def test_a_slowed_learning_rate_comes_back_within_the_recovery() -> None:
     ledger = Ledger().slow_down(100, 0.25)
     assert [ledger.rate_factor(place, 200) for place in (99, 100, 200, 300)] == [1.0, 0.25, 0.5, 1.0]

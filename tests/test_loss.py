@@ -142,7 +142,7 @@ def test_every_piece_of_the_logits_is_touched_and_goes_on_touched() -> None:
     ("setting", "rows", "words", "at_once"),
     [
         ("auto", 700, 10_000, 10_000),
-        ("auto", 700, 100_000, 33_334),
+        ("auto", 700, 100_000, 20_000),
         ("auto", None, 10_000, 10_000),
         ("auto", None, 100_000, 14_286),
         (None, 700, 100_000, 100_000),

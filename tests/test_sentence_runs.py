@@ -171,14 +171,17 @@ def test_a_replay_of_sentences_computes_the_run_s_steps_bit_for_bit(caused: tupl
 
 
 AT_STEP = 300
-NAIVE = 500.0  # perplexity: without the guard two causes end in NaN, the explosion in 650
+NAIVE = {"ptb": 300.0, "sample": 150.0}  # perplexity: without the guard two causes end in NaN, the explosion above 500
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_recipe_with_each_cause_planted_300_steps_in_ends_trained(ptb_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("corpus", ["ptb", "sample"])
+def test_the_recipe_with_each_cause_planted_300_steps_in_ends_trained(
+    corpus: str, ptb_dir: Path, tmp_path: Path
+) -> None:
     """Adam .01, no clip: the healthy run needs no guard, and the suggested clip takes the explosion."""
-    found = find_corpus(("ptb",), data_dir=ptb_dir, cache_dir=tmp_path / "cache", say=print)
+    found = find_corpus((corpus,), data_dir=ptb_dir, cache_dir=tmp_path / "cache", say=print)
     prepared = prepare_corpus(found, tmp_path / "data", print).train.parent
     recipe = {**RECIPES["sentence-peephole"], "steps": 600, "report": {"sample_every": 0}}
     changes: dict[str, dict[str, Any]] = {
@@ -195,7 +198,7 @@ def test_the_recipe_with_each_cause_planted_300_steps_in_ends_trained(ptb_dir: P
     for name, told in zip(changes, runs.answer(seconds=3500), strict=True):
         summary = told.summary
         assert (summary.status, summary.steps) == ("completed", 600), name
-        assert summary.valid_perplexity < NAIVE, name
+        assert summary.valid_perplexity < NAIVE[corpus], name
         verdict = name.partition(",")[0]
         verdicts = {event["verdict"] for event in events(tmp_path / name, "verdict")}
         assert verdicts == (set() if verdict == "healthy" else {verdict}), name

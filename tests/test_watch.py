@@ -209,7 +209,9 @@ def test_ctrl_c_ends_the_watching_and_leaves_the_terminal_as_it_was(log: Path) -
     """On a real terminal: a screen of its own while it watches; then the last state, and the cursor again."""
     log.write_text(_line(0, "start", recipe="watched", steps_total=9) + _line(1))
     master, slave = pty.openpty()
-    script = f"import sys; sys.argv = ['raylm', 'watch', {str(log.parent)!r}]; from raylm.cli.main import main; main()"
+    mind_ctrl_c = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's job ignores it
+    script = f"{mind_ctrl_c}; import sys; sys.argv = ['raylm', 'watch', {str(log.parent)!r}]"
+    script += "; from raylm.cli.main import main; main()"
     watcher = subprocess.Popen(
         [sys.executable, "-c", script], stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"}
     )

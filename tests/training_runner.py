@@ -57,6 +57,11 @@ class Call:
             raise RuntimeError(raised)
         return returned
 
+    @property
+    def answered(self) -> bool:
+        """Whether the function is over."""
+        return self._pipe.poll()
+
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()

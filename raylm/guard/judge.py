@@ -21,10 +21,11 @@ from raylm.config import GuardConfig
 from raylm.guard.ledger import Ledger
 from raylm.guard.memory import Incident, Memory
 
-_SOUND_LOSSES = 64
-_FEWEST_LOSSES = 16
+_SOUND_STEPS = 64
+_FEWEST_STEPS = 16
 _TOKEN_DEVIATION = 3.0  # nats: how much one token's loss scatters in natural text, so a mean over n by 3 / √n
 _SMALLEST_SPIKE = 1.0  # nats
+_SMALLEST_LEAP = 10.0  # a norm above the largest at which the literature clips
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ def judge(
     policy: GuardConfig,
     snapshots: Sequence[int],
     uniform_nats: float = math.inf,
+    clipped: bool = True,
 ) -> Decision:
     """What to do after a step.
 
     snapshots: positions that one can go back to, oldest first, none after the outcome's. uniform_nats: ln V.
+    clipped: whether a large gradient is made small before the update, so that its norm is no fault.
     """
-    found = _fault(outcome, memory, policy, uniform_nats)
+    found = _fault(outcome, memory, policy, uniform_nats, clipped)
     if found is None:
         return _proceed(outcome, memory)
     kind, reason = found
@@ -122,17 +125,20 @@ def judge(
 
 
 def _proceed(outcome: Outcome, memory: Memory) -> Proceed:
-    losses = (*memory.losses, outcome.loss)[-_SOUND_LOSSES:]
+    losses, norms = (*memory.losses, outcome.loss), (*memory.norms, outcome.norm)
+    memory = replace(memory, losses=losses[-_SOUND_STEPS:], norms=norms[-_SOUND_STEPS:])
     incident = memory.incident
     if incident is None or outcome.position < incident.position:
-        return Proceed(replace(memory, losses=losses))
+        return Proceed(memory)
     transient = incident if incident.replaying else None
     # Where windows were left out nearby, the incident stays open.
     after = None if outcome.position >= incident.over_at else replace(incident, replaying=False)
-    return Proceed(replace(memory, losses=losses, incident=after), transient)
+    return Proceed(replace(memory, incident=after), transient)
 
 
-def _fault(outcome: Outcome, memory: Memory, policy: GuardConfig, uniform_nats: float) -> tuple[str, str] | None:
+def _fault(
+    outcome: Outcome, memory: Memory, policy: GuardConfig, uniform_nats: float, clipped: bool
+) -> tuple[str, str] | None:
     """What is wrong with a step, as (kind, one line), or None."""
     where = f"on window {outcome.position}, in epoch {outcome.epoch}"
     if not outcome.applied:
@@ -140,6 +146,11 @@ def _fault(outcome: Outcome, memory: Memory, policy: GuardConfig, uniform_nats: 
         return "non-finite", f"the {what} is {value} {where}"
     if outcome.not_finite:
         return "state", f"{outcome.not_finite} is not finite after window {outcome.position}"
+    if not clipped and outcome.step >= policy.spike_warmup and len(memory.norms) >= _FEWEST_STEPS:
+        usual = median(memory.norms)
+        if outcome.norm > max(policy.leap_factor * usual, _SMALLEST_LEAP):
+            last = f"the median of the last {len(memory.norms)} is {usual:.3g}"
+            return "leap", f"the gradient's norm is {outcome.norm:.3g} {where}: {last}, and nothing clips it"
     limit, why = _highest_sound_loss(outcome, memory, policy, uniform_nats)
     if outcome.loss > limit:
         return "spike", f"the loss is {outcome.loss:.2f} nats {where}: {why}"
@@ -159,7 +170,7 @@ def _highest_sound_loss(
         return math.inf, ""
     limit = uniform_nats + policy.spike_margin
     why = f"worse than guessing ({uniform_nats:.2f}) by more than {policy.spike_margin:g}"
-    if len(memory.losses) >= _FEWEST_LOSSES:
+    if len(memory.losses) >= _FEWEST_STEPS:
         middle = median(memory.losses)
         scatter = 1.4826 * median(abs(loss - middle) for loss in memory.losses)
         scatter = max(scatter, _TOKEN_DEVIATION / math.sqrt(max(outcome.tokens, 1)))

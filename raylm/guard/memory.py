@@ -23,9 +23,9 @@ JOURNAL = "guard.json"
 class Incident:
     """A fault that is not over yet.
 
-    kind: non-finite, spike or state. step, position: of the last fault in it. rollbacks: made for it. level: times that
-    windows were left out for it. replaying: the place is being computed again, nothing left out. over_at: the incident
-    is over where a window from here on is sound.
+    kind: non-finite, state, leap (of a gradient that nothing clips) or spike. step, position: of the last fault in it.
+    rollbacks: made for it. level: times that windows were left out for it. replaying: the place is being computed
+    again, nothing left out. over_at: the incident is over where a window from here on is sound.
     """
 
     kind: str
@@ -39,11 +39,13 @@ class Incident:
 
 @dataclass(frozen=True)
 class Memory:
-    """rollbacks: in the whole run. losses: of the last sound steps, nats a token, oldest first."""
+    """rollbacks: in the whole run. losses, norms: of the last sound steps, nats a token and the gradient's norm before
+    the clip, oldest first."""
 
     rollbacks: int = 0
     incident: Incident | None = None
     losses: tuple[float, ...] = ()
+    norms: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,7 +55,8 @@ class Memory:
         """Raises: UserError: the fields are not a memory's."""
         try:
             incident = Incident(**fields["incident"]) if fields["incident"] is not None else None
-            return cls(int(fields["rollbacks"]), incident, tuple(float(loss) for loss in fields["losses"]))
+            losses, norms = (tuple(map(float, fields.get(name, ()))) for name in ("losses", "norms"))
+            return cls(int(fields["rollbacks"]), incident, losses, norms)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the guard's memory is malformed ({error!r})") from None
 

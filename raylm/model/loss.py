@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from raylm.model.types import Tensor, Touch, untouched
 
-_HELD_AT_ONCE = 2**25  # logits: 128 MiB
-_MANY_ROWS = 2048  # where their number is not known
+_HELD_AT_ONCE = 2**24  # logits: 64 MiB
+_MANY_ROWS = 1024  # where their number is not known
 
 
 def words_at_once(setting: int | Literal["auto"] | None, rows: int | None, words: int) -> int:
-    """Words whose logits are computed at once: the setting; for `auto` as many as 128 MiB hold for all rows."""
+    """Words whose logits are computed at once: the setting; for `auto` as many as 64 MiB hold for all rows."""
     if setting != "auto":
         return min(setting or words, words)
     pieces = -(-(rows or _MANY_ROWS) * words // _HELD_AT_ONCE)

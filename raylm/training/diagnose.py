@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import median_low
 from typing import Any
@@ -40,24 +41,28 @@ def _findings(incident: Incident, out_of_time: Callable[[], bool]) -> tuple[Find
     if not _to_last_step(probe, out_of_time, results.append):
         return Findings(), ()
     trace = trace_step(probe)
-    if _is_sound(probe):
+    highest = _LEAP * median_low(result.norm for result in results) if results else math.inf
+    if _is_sound(probe, highest):
         return Findings(reproduced=False), trace
-    known: dict[str, Any] = {"reproduced": True, "first": first_non_finite(trace), "leap": _leap(results)}
-    if incident.kind == "non-finite":
+    known: dict[str, Any] = {"reproduced": True, "first": first_non_finite(trace)}
+    if incident.kind == "leap":
+        results.append(probe.step(incident.last, update=False))
+    known["leap"] = _leap(results)
+    if incident.kind in ("non-finite", "leap"):
         lanes = np.flatnonzero(incident.last.weights.any(axis=1)).tolist()
-        lane, passes = bisect_lanes(lanes, lambda some: not probe.step(incident.last, lanes=some, update=False).finite)
+        lane, passes = bisect_lanes(lanes, lambda some: not _is_sound(probe, highest, lanes=some))
         known |= {"lane": lane, "lane_text": _where(incident, lane), "passes": passes}
         if len(incident.steps) > 1:
             known["other_window_sound"] = probe.step(incident.steps[0], update=False).finite
     probe.to_fresh_weights()
-    known["fresh_weights_sound"] = _is_sound(probe)
+    known["fresh_weights_sound"] = _is_sound(probe, highest)
     if known.get("lane") is not None and not known["fresh_weights_sound"]:
         return Findings(**known), trace
     clip = _lower_clip(incident)
     probe.vary(clip_norm=clip)
-    clipped = _to_last_step(probe, out_of_time) and _is_sound(probe)
+    clipped = _to_last_step(probe, out_of_time) and _is_sound(probe, highest)
     probe.vary(rate_factor=0.1)
-    slower = not clipped and _to_last_step(probe, out_of_time) and _is_sound(probe)
+    slower = not clipped and _to_last_step(probe, out_of_time) and _is_sound(probe, highest)
     return Findings(**known, clip=clip, clipped_sound=clipped, slower_sound=slower), trace
 
 
@@ -148,12 +153,17 @@ def _leap(results: Sequence[Result]) -> str:
     )
 
 
-def _is_sound(probe: Probe) -> bool:
-    """Whether the last step is sound from where the probe stands; it is made only where the state is in question."""
+def _is_sound(probe: Probe, highest: float, lanes: Sequence[int] | None = None) -> bool:
+    """Whether the last step is sound from where the probe stands; it is made only where the state is in question.
+
+    highest: the largest norm with which a gradient that leapt may reach the optimizer, clipped or not.
+    """
     incident = probe.incident
-    result = probe.step(incident.last, update=incident.kind == "state")
+    result = probe.step(incident.last, lanes=lanes, update=incident.kind == "state")
     if incident.kind == "spike":
         return result.loss < _SPIKE_SHARE * incident.loss
+    if incident.kind == "leap":
+        return result.finite and min(result.norm, probe.clip_norm or math.inf) <= highest
     return result.finite and (incident.kind != "state" or probe.state_is_finite)
 
 

@@ -59,6 +59,7 @@ class Probe:
         config = self.incident.config
         clip = {} if clip_norm is None else {"clip_norm": clip_norm}
         optimization = config.optimizer.model_copy(update=clip)
+        self.clip_norm = optimization.clip_norm
         self.rate_factor = rate_factor
         self._apply = tf.function(
             lambda share, rate: apply_gated(self.optimizer, optimization, config.data.lanes, share, rate, self._norm)

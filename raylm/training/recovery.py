@@ -68,7 +68,7 @@ class Recovery:
         if journal is not None:
             ledgers.append(journal.ledger)
             if journal.memory.rollbacks > self.memory.rollbacks:
-                self.memory = replace(journal.memory, losses=self.memory.losses)
+                self.memory = replace(journal.memory, losses=self.memory.losses, norms=self.memory.norms)
                 state.drills = tuple(dict.fromkeys((*state.drills, *journal.drills)))
         for ledger in ledgers:
             state.ledger = state.ledger.union(ledger.since(state.cursor.position))
@@ -90,7 +90,7 @@ class Recovery:
 
     def snapshot(self, state: State) -> None:
         """Keeps a state that was looked at (`health`) and is sound."""
-        self.ring.add(keep(self.replicas, state, (self.record.extra(), self.memory.losses)))
+        self.ring.add(keep(self.replicas, state, (self.record.extra(), self.memory)))
 
     def kept(self, state: State) -> HostState | None:
         """The snapshot of this very state, where there is one."""
@@ -106,7 +106,9 @@ class Recovery:
         Raises:
             Diverged: the budget is spent.
         """
-        decision = judge(outcome, state.ledger, self.memory, self.policy, self.ring.positions, self.uniform_nats)
+        clipped = self.config.optimizer.clip_norm is not None
+        positions = self.ring.positions
+        decision = judge(outcome, state.ledger, self.memory, self.policy, positions, self.uniform_nats, clipped)
         match decision:
             case Proceed(memory, was_transient):
                 self.memory = memory
@@ -133,8 +135,8 @@ class Recovery:
         if decision.left_out is not None and before is not None and self.record.writes:
             self.investigation.failed_again(before)
         kept = self.ring.back_to(decision.to)
-        accounts, losses = kept.accounts
-        self.memory = replace(decision.memory, losses=losses)
+        accounts, then = kept.accounts
+        self.memory = replace(decision.memory, losses=then.losses, norms=then.norms)
         if decision.left_out is None and self.memory.incident is not None:
             self._open(outcome, self.memory.incident, decision.reason, state.ledger, drill)
         back = put_back(self.replicas, kept)
@@ -147,7 +149,7 @@ class Recovery:
 
     def _open(self, outcome: Outcome, incident: Incident, reason: str, ledger: Ledger, drill: Drill | None) -> None:
         """Has a fault written down, with the state that led to it; leaves that state in place. A collective."""
-        look_back = _LOOK_BACK if incident.kind == "spike" else 0
+        look_back = _LOOK_BACK if incident.kind in ("spike", "leap") else 0
         positions = self.ring.positions
         early_enough = [position for position in positions if position <= outcome.position - look_back]
         then = put_back(self.replicas, self.ring.at(max(early_enough, default=positions[0])))
