@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1")
 
@@ -47,24 +46,29 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     rank = options.rank or 0
-    config = RunConfig.model_validate({**RECIPES[options.recipe], "recipe": options.recipe})
-    lanes, window = config.data.lanes, config.data.window
-    usual = Topology(rank, options.workers, options.replicas, lanes)
-    replicas = make_replicas(make_strategy(usual), usual, config, WORDS)
-    kinds = {"usual": usual, "exact": replace(usual, virtual_shards=options.shards)}
+    configs = {
+        kind: RunConfig.model_validate(
+            {**RECIPES[options.recipe], "cluster": {"exact_elastic": kind == "exact", "virtual_shards": options.shards}}
+        )
+        for kind in ("usual", "exact")
+    }
+    data = configs["usual"].data
+    strategy = make_strategy(Topology(rank, options.workers, options.replicas, data.lanes))
     random = np.random.default_rng(0)
     control = Control(tf.constant(0), tf.constant(0.0), tf.constant(0.0), None)  # a rate of 0: no drift
     steps, batches, carries = {}, {}, {}
-    for kind, topology in kinds.items():
-        made = make_replicas(replicas.strategy, topology, config, WORDS) if kind == "exact" else replicas
+    for kind, config in configs.items():
+        topology = Topology(rank, options.workers, options.replicas, data.lanes, config.cluster.fixed_shards)
+        made = make_replicas(strategy, topology, config, WORDS)
         held = topology.padded_lanes
-        ids = random.integers(0, WORDS, (2, held, window)).astype(np.int32)
-        batches[kind] = Batch(*map(tf.constant, (*ids, np.ones((held, window), np.float32), np.zeros(held, bool))))
+        ids = random.integers(0, WORDS, (2, held, data.window)).astype(np.int32)
+        weights, reset = np.ones((held, data.window), np.float32), np.zeros(held, bool)
+        batches[kind] = Batch(*map(tf.constant, (*ids, weights, reset)))
         steps[kind], carries[kind] = compile_step(made, config), fresh_carry(made)
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    processor: dict[str, list[float]] = {kind: [] for kind in kinds}
+    seconds: dict[str, list[float]] = {kind: [] for kind in configs}
+    processor: dict[str, list[float]] = {kind: [] for kind in configs}
     for round_ in range(options.rounds + 2):
-        for kind in sorted(kinds, reverse=bool(round_ % 2)):
+        for kind in sorted(configs, reverse=bool(round_ % 2)):
             began, worked = time.perf_counter(), time.process_time()
             float(steps[kind](batches[kind], carries[kind], control)[0].norm)
             if round_ >= 2:  # the first ones compile and warm up
