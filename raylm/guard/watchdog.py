@@ -26,9 +26,11 @@ _LONGEST_BUSY = 10  # timeouts: what is busy for longer is stuck
 
 def end_process(reason: str) -> None:
     """Says why, where every thread stands, and ends at once: a thread that waits in a collective cannot be woken."""
-    print(f"watchdog: {reason}", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(file=sys.stderr)
-    os._exit(STALLED)
+    try:
+        print(f"watchdog: {reason}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr)
+    finally:  # where the disk that holds the log is full, too
+        os._exit(STALLED)
 
 
 class Marks(Protocol):

@@ -76,7 +76,7 @@ class Recorder:
         self._lock = threading.Lock()
         if self.writes:
             self.log = EventLog(run_folder, say=self.note)
-            self.board = TensorBoardLog(run_folder)
+            self.board = TensorBoardLog(run_folder, say=self.note)
 
     def begin(self, train: Dataset, valid: Dataset, facts: Mapping[str, Any], step: int, cursor: Cursor) -> None:
         """The run starts, or goes on: from here on time counts."""
