@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tiny_runs import LANES, WORDS, end_of, events, make_texts, tiny
 from training_cases import Attempt, attempt
 from training_runner import Call, answers, call
 
+from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
 from raylm.training.step import rows_of
 
@@ -36,14 +38,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def two_workers(config: RunConfig, data: Path, folder: Path, stops: tuple[int | None, int | None]) -> list[Attempt]:
+def workers(config: RunConfig, data: Path, folders: list[Path], stops: tuple[int | None, int | None]) -> list[Call]:
     ports = free_ports(2)
-    return answers(
-        [
-            Call(attempt, config, data, folder, 1, stop, rank, 2, environment=cluster(rank, ports))
-            for rank, stop in enumerate(stops)
-        ]
-    )
+    return [
+        Call(attempt, config, data, folder, 1, stop, rank, 2, environment=cluster(rank, ports))
+        for rank, (folder, stop) in enumerate(zip(folders, stops, strict=True))
+    ]
+
+
+def two_workers(config: RunConfig, data: Path, folder: Path, stops: tuple[int | None, int | None]) -> list[Attempt]:
+    return answers(workers(config, data, [folder, folder], stops))
 
 
 SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
@@ -77,6 +81,21 @@ def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
     assert [told.summary.status for told in ended] == [wanted.status] * 2 == ["completed"] * 2
     assert [event["kind"] for event in ended[1].published] == []  # rank 0 alone tells the world
     assert len(ended[1].reports) == len(ended[0].reports)
+
+
+def test_ranks_that_find_different_checkpoints_do_not_train_on(data: Path, tmp_path: Path) -> None:
+    whole, lacking = tmp_path / "whole", tmp_path / "lacking"
+    call(attempt, tiny(), data, whole, 2, 5)
+    shutil.copytree(whole, lacking)
+    shutil.rmtree(CheckpointStore(lacking / "checkpoints").candidates()[0])
+    calls = workers(tiny(), data, [whole, lacking], (None, None))
+    try:
+        for rank, found in ((1, "rank 1 found the checkpoint of step 0"), (0, "rank 0 found the checkpoint of step ")):
+            with pytest.raises(RuntimeError, match=found):
+                calls[rank].answer()
+    finally:
+        for each in calls:
+            each.kill()
 
 
 def test_a_run_goes_on_with_any_number_of_replicas_and_sees_every_target_once(data: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder, tokens_of
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.saving import Saver
-from raylm.training.state import State, capture, fresh_carry, make_replicas, restore
+from raylm.training.state import State, capture, check_same_start, fresh_carry, make_replicas, restore
 from raylm.training.step import Batch, Control, StepResult, compile_step
 from raylm.training.topology import Topology
 
@@ -133,6 +133,7 @@ class _Run:
     def _begin(self) -> State:
         """The newest checkpoint's state, or a fresh one, which is saved: there is always something to go back to."""
         newest, saved = self.saver.load_newest(), None
+        check_same_start(self.replicas, None if newest is None else newest[0].step)
         if newest is None:
             self.state = State(0, self.source.start(), Ledger(), fresh_carry(self.replicas))
         else:
