@@ -72,12 +72,20 @@ def dense(gradient: Gradient, weight: tf.Variable) -> Tensor:
     return tf.math.unsorted_segment_sum(rows, ids, weight.shape[0])
 
 
+def minus_zero() -> Tensor:
+    """-0, which added to any number changes no bit of it, while 0 makes a 0 of -0.
+
+    Written as -0.0 it may become 0: `tf.pad` and the cache of eager constants compare the two, and find them equal.
+    """
+    return -tf.zeros([])
+
+
 def among_replicas(gradient: RowGradient, replica: Tensor, replicas: int) -> Tensor:
     """The rows in this replica's place among -0, which adds nothing: summed over all replicas they stand one after the
     other, and no sum has an order. Each row has its id as its last column. Shape [replicas · N, H + 1]."""
     table = tf.concat([gradient.rows, tf.cast(gradient.ids, gradient.rows.dtype)[:, None]], 1)
     mine = tf.range(replicas) == replica
-    return tf.reshape(tf.where(mine[:, None, None], table, -0.0), [-1, table.shape[1]])
+    return tf.reshape(tf.where(mine[:, None, None], table, minus_zero()), [-1, table.shape[1]])
 
 
 def of_all_replicas(gradient: RowGradient, table: Tensor, common_rows: Tensor) -> RowGradient:

@@ -11,7 +11,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 
 from raylm.errors import UserError
 from raylm.model.types import Tensor
-from raylm.optim.rows import Gradient, RowGradient, among_replicas, of_all_replicas, summed_by_row
+from raylm.optim.rows import Gradient, RowGradient, among_replicas, minus_zero, of_all_replicas, summed_by_row
 from raylm.training.summation import tree_sum
 from raylm.training.topology import Topology
 
@@ -75,5 +75,5 @@ def all_reduce_tree(values: list[Tensor], holders: int) -> list[Tensor]:
     if context.num_replicas_in_sync == holders <= 2:
         return all_reduce_sum(values)
     mine = (tf.range(slots) == replica // 2) & (replica < holders)
-    spread = [tf.where(tf.reshape(mine, [slots, *[1] * value.shape.rank]), value, -0.0) for value in values]
+    spread = [tf.where(tf.reshape(mine, [slots, *[1] * value.shape.rank]), value, minus_zero()) for value in values]
     return [tree_sum(tf.unstack(value, slots)) for value in all_reduce_sum(spread)]

@@ -21,6 +21,7 @@ from raylm.guard.ledger import Ledger
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.model.lstm import LayerCarry
 from raylm.optim.optimizers import Optimizer, make_optimizer
+from raylm.optim.rows import minus_zero
 from raylm.training.distribute import all_reduce_sum
 from raylm.training.topology import Topology
 
@@ -78,7 +79,9 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
             before = tf.distribute.get_replica_context().replica_id_in_sync_group * share
             after = topology.workers * topology.replicas * share - share - before
             around = [[before, after], [0, 0]]
-            return all_reduce_sum([tf.pad(part, around, constant_values=-0.0) for part in tf.nest.flatten(parts)])
+            return all_reduce_sum(
+                [tf.pad(part, around, constant_values=minus_zero()) for part in tf.nest.flatten(parts)]
+            )
 
         gathered = strategy.run(everyones, args=(carry,))
         return [strategy.experimental_local_results(part)[0][: topology.lanes] for part in gathered]
