@@ -94,7 +94,7 @@ def _measure(
                 kept = keep(replicas, state, None)  # as the guard's ring has it anyway
                 captured = time.perf_counter()
                 snapshot = capture(replicas, state, config.seed, {}, kept)
-                writer.begin(partial(_write, store, snapshot, found.writings, found.processor))
+                writer.begin(partial(_write, store, snapshot, writer.rest, found.writings, found.processor))
                 found.captures.append(time.perf_counter() - captured)
             took[writing] = []
             for _ in range(steps):
@@ -148,9 +148,15 @@ def _step_of(config: RunConfig, replicas: Replicas) -> Callable[[Any], Any]:
     return step
 
 
-def _write(store: CheckpointStore, snapshot: Snapshot, writings: list[float], processor: list[float]) -> None:
+def _write(
+    store: CheckpointStore,
+    snapshot: Snapshot,
+    rest: Callable[[], None],
+    writings: list[float],
+    processor: list[float],
+) -> None:
     began = time.thread_time()
-    writings.append(_seconds(lambda: store.save(snapshot, config={}, dataset_id="bench")))
+    writings.append(_seconds(lambda: store.save(snapshot, config={}, dataset_id="bench", rest=rest)))
     processor.append(time.thread_time() - began)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -129,6 +130,27 @@ def test_training_goes_first() -> None:
     writer.begin(lambda: seen.append(priority()))
     writer.wait()
     assert seen[0] > before == priority()
+
+
+def test_a_writing_rests_until_somebody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    writer, pieces = BackgroundWriter(), 0
+
+    def write() -> None:
+        nonlocal pieces
+        for pieces in range(1, 6):
+            began = time.thread_time()
+            while time.thread_time() < began + 0.05:
+                pass
+            writer.rest()  # 5 s each, at 1 % of a processor
+
+    began = time.monotonic()
+    writer.begin(write)
+    time.sleep(1)
+    assert pieces == 1
+    writer.wait()
+    assert pieces == 5
+    assert time.monotonic() - began < 5
 
 
 def test_verifying_all_reads_every_byte(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,10 @@ import numpy as np
 from raylm.checkpoint import files, tensors
 from raylm.checkpoint.manifest import NAME as MANIFEST
 from raylm.checkpoint.manifest import FileRecord, Manifest, read_manifest, without_nonfinite
-from raylm.checkpoint.snapshot import Arrays, Json, Snapshot, plain, state_sha256
+from raylm.checkpoint.snapshot import Arrays, Json, Snapshot, go_on, in_pieces, plain, state_sha256
 from raylm.errors import UserError
 
 FOLDER_NAME = re.compile(r"step-(\d{8,})(\.new)?")
-_PIECE = 4 << 20  # bytes hashed and written at a time
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,32 @@ def step_of(checkpoint: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, config: Json, dataset_id: str, saved: float) -> None:
+def write_checkpoint(
+    folder: Path,
+    snapshot: Snapshot,
+    config: Json,
+    dataset_id: str,
+    saved: float,
+    rest: Callable[[], None] = go_on,
+) -> None:
     """Write and sync all files of a checkpoint into the new folder `folder`, the manifest last.
+
+    rest: called after each piece of the work, which may sleep there.
 
     Raises OSError, and ValueError where the snapshot holds what the files cannot.
     """
     files.make_folder(folder)
-    records = {name: _write(folder / name, pieces) for name, pieces in _contents(snapshot)}
+    records = {name: _write(folder / name, pieces, rest) for name, pieces in _contents(snapshot)}
     manifest = Manifest(
         step=snapshot.step,
         saved=saved,
         dataset_id=dataset_id,
-        state_sha256=state_sha256(snapshot),
+        state_sha256=state_sha256(snapshot, rest),
         config=without_nonfinite(config),
         extra=without_nonfinite(snapshot.extra),
         files=records,
     )
-    _write(folder / MANIFEST, [memoryview(manifest.to_bytes())])
+    _write(folder / MANIFEST, [memoryview(manifest.to_bytes())], rest)
     files.sync_folder(folder)
 
 
@@ -150,16 +158,16 @@ def _contents(snapshot: Snapshot) -> Iterator[tuple[str, Iterable[memoryview]]]:
         yield f"carry-00000-{lanes.pop() - 1:05d}.safetensors", tensors.encode(snapshot.carry)
 
 
-def _write(path: Path, pieces: Iterable[memoryview]) -> FileRecord:
+def _write(path: Path, parts: Iterable[memoryview], rest: Callable[[], None]) -> FileRecord:
     digest, size = hashlib.sha256(), 0
     descriptor = files.create(path)
     try:
-        for whole in pieces:
-            for start in range(0, len(whole), _PIECE):
-                piece = whole[start : start + _PIECE]
+        for part in parts:
+            for piece in in_pieces(part):
                 digest.update(piece)
                 files.write(descriptor, piece)
                 size += len(piece)
+                rest()
         files.sync(descriptor)
     finally:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from raylm.checkpoint.manifest import NAME as MANIFEST
 from raylm.checkpoint.manifest import parse_manifest
 from raylm.checkpoint.mirror import FOLDER, Mirror, complete, files_of
 from raylm.checkpoint.retention import FEWEST, Retention
-from raylm.checkpoint.snapshot import Json, Snapshot
+from raylm.checkpoint.snapshot import Json, Snapshot, go_on
 from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore, ignore
 from raylm.errors import UserError
 
@@ -35,9 +35,9 @@ class MirroredStore(CheckpointStore):
         self._mirror, self._remote = mirror, mirror.remote
         self._here = CheckpointStore(self.folder)
 
-    def save(self, snapshot: Snapshot, *, config: Json, dataset_id: str) -> Path:
+    def save(self, snapshot: Snapshot, *, config: Json, dataset_id: str, rest: Callable[[], None] = go_on) -> Path:
         """As `CheckpointStore.save`; it is safe once it is in the store, too."""
-        saved = self._here.save(snapshot, config=config, dataset_id=dataset_id)
+        saved = self._here.save(snapshot, config=config, dataset_id=dataset_id, rest=rest)
         try:
             self._send(saved)
         except UserError as problem:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,16 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Json = Mapping[str, Any]
+_PIECE = 1 << 20  # bytes hashed, or written, at a time
+
+
+def go_on() -> None:
+    """No rest between two pieces of work."""
+
+
+def in_pieces(data: memoryview) -> Iterator[memoryview]:
+    """Bytes in pieces that are hashed or written in a millisecond or so."""
+    return (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Snapshot:
     """Accounts kept beside the state and no part of it, as the tokens and the loss so far."""
 
 
-def state_sha256(snapshot: Snapshot) -> str:
+def state_sha256(snapshot: Snapshot, rest: Callable[[], None] = go_on) -> str:
     """SHA-256, in hexadecimal, of all in the snapshot but `extra`: equal exactly where the states are equal.
 
     It does not depend on how a checkpoint is laid out in files, on the order of the mappings or on the
@@ -54,6 +64,8 @@ def state_sha256(snapshot: Snapshot) -> str:
     4. for each of `cursor`, `ledger`, `rng`: its name, and its canonical JSON: `json.dumps(value,
        sort_keys=True, separators=(",", ":"), ensure_ascii=True)` of the value as JSON reads it back
 
+    rest: called after each piece of the work, which may sleep there.
+
     Raises ValueError where a mapping holds what JSON cannot say (NaN and infinities too) or an array holds
     objects.
     """
@@ -61,7 +73,9 @@ def state_sha256(snapshot: Snapshot) -> str:
 
     def frame(data: bytes | memoryview) -> None:
         digest.update(struct.pack("<Q", len(data)))
-        digest.update(data)
+        for piece in in_pieces(memoryview(data)):
+            digest.update(piece)
+            rest()
 
     frame(b"raylm-state-1")
     frame(b"%d" % snapshot.step)

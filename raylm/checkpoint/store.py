@@ -24,7 +24,7 @@ from raylm.checkpoint.layout import (
 )
 from raylm.checkpoint.manifest import Manifest, read_manifest
 from raylm.checkpoint.retention import Retention, superfluous
-from raylm.checkpoint.snapshot import Json, Snapshot, state_sha256
+from raylm.checkpoint.snapshot import Json, Snapshot, go_on, state_sha256
 from raylm.errors import UserError
 
 __all__ = ["CheckpointInfo", "CheckpointNotSaved", "CheckpointStore", "Snapshot", "state_sha256", "step_of"]
@@ -47,8 +47,10 @@ class CheckpointStore:
         self.folder = folder
         self._clock = clock
 
-    def save(self, snapshot: Snapshot, *, config: Json, dataset_id: str) -> Path:
+    def save(self, snapshot: Snapshot, *, config: Json, dataset_id: str, rest: Callable[[], None] = go_on) -> Path:
         """Write a checkpoint and return its folder once it is safe on the disk.
+
+        rest: called after each piece of the work, which may sleep there.
 
         Raises CheckpointNotSaved where the disk refuses (full, read-only, failing): nothing partial stays.
         Raises ValueError where the snapshot holds what cannot be written (see `state_sha256`).
@@ -58,7 +60,7 @@ class CheckpointStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.clean()
-            write_checkpoint(partial, snapshot, config, dataset_id, self._clock())
+            write_checkpoint(partial, snapshot, config, dataset_id, self._clock(), rest)
             self._publish(partial, final)
         except ValueError:
             _remove_quietly(partial)

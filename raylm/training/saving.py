@@ -112,7 +112,7 @@ class Saver:
         began, position = self._record.clock(), snapshot.cursor["position"]
         config = to_be_kept(self._config)
         try:
-            path = self._store.save(snapshot, config=config, dataset_id=self._dataset_id)
+            path = self._store.save(snapshot, config=config, dataset_id=self._dataset_id, rest=self._writer.rest)
         except CheckpointNotSaved as problem:
             self._record.emit("checkpoint", snapshot.step, position, problem=str(problem))
             return
