@@ -26,11 +26,12 @@ from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.guard.ledger import Ledger
 from raylm.model.dropout import Masks, mask_key
+from raylm.model.shapes import rows_of
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.recipes import RECIPES
 from raylm.training.distribute import all_reduce_sum, make_strategy
 from raylm.training.state import Replicas, State, fresh_carry, keep, make_health_check, make_replicas, put_back
-from raylm.training.step import Batch, Control, StepResult, compile_step, rows_of, share_of_step
+from raylm.training.step import Batch, Control, StepResult, compile_step, share_of_step
 from raylm.training.topology import Topology
 
 WORDS = 10_000

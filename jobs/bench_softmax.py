@@ -32,11 +32,12 @@ import tensorflow as tf
 from raylm.config import RunConfig
 from raylm.model.loss import cross_entropy_sum
 from raylm.model.sampling import draw_candidates, sampled_cross_entropy_sum
+from raylm.model.shapes import rows_of
 from raylm.optim.optimizers import Adam, make_optimizer
 from raylm.recipes import RECIPES
 from raylm.training.distribute import make_strategy
 from raylm.training.state import fresh_carry, make_replicas
-from raylm.training.step import Batch, Control, compile_step, rows_of
+from raylm.training.step import Batch, Control, compile_step
 from raylm.training.topology import Topology
 
 ROWS, WORDS = 700, 10_000

@@ -16,7 +16,7 @@ from training_runner import Call, answers, call
 
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
-from raylm.training.step import rows_of
+from raylm.model.shapes import rows_of
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from raylm.model.loss import cross_entropy_sum, words_at_once
+from raylm.model.loss import cross_entropy_sum
+from raylm.model.shapes import words_at_once
 
 ROWS, HIDDEN, WORDS = 6, 3, 5
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from raylm.config import OptimizerConfig
+from raylm.model.shapes import stays_rows
 from raylm.optim.clipping import global_norm
 from raylm.optim.optimizers import make_optimizer
 from raylm.optim.rows import (
@@ -16,7 +17,6 @@ from raylm.optim.rows import (
     joined,
     of_all_replicas,
     row_gradient,
-    stays_rows,
     summed_by_row,
 )
 

@@ -14,9 +14,10 @@ import tensorflow as tf
 from raylm.config import ModelConfig
 from raylm.model.dropout import Masks
 from raylm.model.embedding import lookup
-from raylm.model.loss import cross_entropy_sum, words_at_once
+from raylm.model.loss import cross_entropy_sum
 from raylm.model.lstm import LayerCarry, LayerWeights, lstm_layer
 from raylm.model.sampling import draw_candidates, sampled_cross_entropy_sum
+from raylm.model.shapes import weight_shapes, words_at_once
 from raylm.model.types import Tensor, Touch, untouched
 
 Carry = tuple[LayerCarry, ...]
@@ -122,24 +123,13 @@ def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str
 
     Drawn in a fixed order on the host, so the same seed gives the same weights on any device and any rank.
     """
-    hidden = config.hidden
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
-    for layer in range(config.layers):
-        shapes[f"lstm{layer}/kernel"] = (hidden, 4 * hidden)
-        shapes[f"lstm{layer}/recurrent"] = (hidden, 4 * hidden)
-        shapes[f"lstm{layer}/bias"] = (4 * hidden,)
-        if config.peepholes:
-            shapes[f"lstm{layer}/peepholes"] = (3, hidden)
-    if not config.tie_weights:
-        shapes["softmax"] = (vocabulary, hidden)
-    shapes["softmax/bias"] = (vocabulary,)
     generator = np.random.Generator(np.random.Philox(key=seed))
     weights = {
         name: generator.random(shape, np.float32) * np.float32(2 * config.init_scale) - np.float32(config.init_scale)
-        for name, shape in shapes.items()
+        for name, shape in weight_shapes(config, vocabulary).items()
     }
     for layer in range(config.layers):
-        weights[f"lstm{layer}/bias"][hidden : 2 * hidden] += np.float32(config.forget_bias)
+        weights[f"lstm{layer}/bias"][config.hidden : 2 * config.hidden] += np.float32(config.forget_bias)
     return weights
 
 

@@ -8,22 +8,11 @@ piece and nothing else; pieces of rows would need no fourth product, but a secon
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 
 from raylm.model.types import Tensor, Touch, untouched
-
-_HELD_AT_ONCE = 2**24  # logits: 64 MiB
-_MANY_ROWS = 1024  # where their number is not known
-
-
-def words_at_once(setting: int | Literal["auto"] | None, rows: int | None, words: int) -> int:
-    """Words whose logits are computed at once: the setting; for `auto` as many as 64 MiB hold for all rows."""
-    if setting != "auto":
-        return min(setting or words, words)
-    pieces = -(-(rows or _MANY_ROWS) * words // _HELD_AT_ONCE)
-    return -(-words // pieces)
 
 
 def cross_entropy_sum(

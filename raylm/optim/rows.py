@@ -13,8 +13,6 @@ import tensorflow as tf
 
 from raylm.model.types import Tensor
 
-_MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
-
 
 class RowGradient(NamedTuple):
     """The gradient of a table [V, H] as a sum of rows; an id may stand often.
@@ -30,14 +28,6 @@ class RowGradient(NamedTuple):
 
 
 Gradient = Tensor | RowGradient
-
-
-def stays_rows(lookups: int, words: int) -> bool:
-    """Whether the gradient of a table of so many words is cheaper as rows where all replicas together look up so many.
-
-    Independent of how the lookups are divided: so is the order of every sum.
-    """
-    return 2 * lookups <= words <= _MOST_WORDS
 
 
 def row_gradient(slices: tf.IndexedSlices, common: int = 0) -> RowGradient:

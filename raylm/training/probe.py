@@ -16,6 +16,7 @@ from raylm.guard.drills import PROCESS_KINDS, STATE_SITES, Drill
 from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel, carry_names, initial_weights
 from raylm.model.lstm import LayerCarry
+from raylm.model.shapes import rows_of
 from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import global_norm
 from raylm.optim.optimizers import make_optimizer
@@ -23,7 +24,7 @@ from raylm.optim.rows import Gradient, RowGradient, joined, summed_by_row
 from raylm.training.incident import Incident, RecordedStep
 from raylm.training.inject import strike_of, touch_of
 from raylm.training.state import assign_all
-from raylm.training.step import Batch, Control, Share, any_width, apply_gated, rows_of, share_of_step
+from raylm.training.step import Batch, Control, Share, any_width, apply_gated, share_of_step
 from raylm.training.summation import fixed_global_norm, tree_sum
 
 

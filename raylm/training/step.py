@@ -16,10 +16,11 @@ import tensorflow as tf
 from raylm.config import OptimizerConfig, RunConfig
 from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel
+from raylm.model.shapes import rows_of
 from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
-from raylm.optim.rows import Gradient, row_gradient, stays_rows
+from raylm.optim.rows import Gradient, row_gradient
 from raylm.training.distribute import all_reduce_sum, all_reduce_tree
 from raylm.training.inject import Strike, naive_mean, struck_gradient, touch_of
 from raylm.training.state import Replicas
@@ -69,17 +70,6 @@ class Share(NamedTuple):
     gradients: list[Gradient]
     carry: Carry
     next_carry: Carry
-
-
-def rows_of(config: RunConfig, words: int) -> dict[str, int]:
-    """The weights of a model of so many words whose gradients stay rows in this run, and how many of their ids come
-    first and are the same on every replica. None where virtual shards fix the order of every sum."""
-    read = config.data.lanes * (config.data.window if config.data.mode == "stream" else max(config.data.buckets))
-    if config.cluster.exact_elastic or config.model.tie_weights:
-        return {}
-    drawn = config.model.sampled_softmax
-    common = {"embedding": 0} | ({"softmax": min(drawn, words)} if drawn else {})
-    return {name: count for name, count in common.items() if stays_rows(read + count, words)}
 
 
 def share_of_step(

@@ -1,0 +1,55 @@
+"""The sizes that follow from a configuration: of the weights, of what is held of the logits, of gradients. Without
+TensorFlow, for those who only count."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raylm.config import ModelConfig, RunConfig
+
+_HELD_AT_ONCE = 2**24  # logits: 64 MiB
+_MANY_ROWS = 1024  # where their number is not known
+_MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
+
+
+def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Every weight's shape, in the order in which they are drawn and saved."""
+    hidden = config.hidden
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
+    for layer in range(config.layers):
+        shapes[f"lstm{layer}/kernel"] = (hidden, 4 * hidden)
+        shapes[f"lstm{layer}/recurrent"] = (hidden, 4 * hidden)
+        shapes[f"lstm{layer}/bias"] = (4 * hidden,)
+        if config.peepholes:
+            shapes[f"lstm{layer}/peepholes"] = (3, hidden)
+    if not config.tie_weights:
+        shapes["softmax"] = (vocabulary, hidden)
+    shapes["softmax/bias"] = (vocabulary,)
+    return shapes
+
+
+def words_at_once(setting: int | Literal["auto"] | None, rows: int | None, words: int) -> int:
+    """Words whose logits are computed at once: the setting; for `auto` as many as 64 MiB hold for all rows."""
+    if setting != "auto":
+        return min(setting or words, words)
+    pieces = -(-(rows or _MANY_ROWS) * words // _HELD_AT_ONCE)
+    return -(-words // pieces)
+
+
+def rows_of(config: RunConfig, words: int) -> dict[str, int]:
+    """The weights of a model of so many words whose gradients stay rows in this run, and how many of their ids come
+    first and are the same on every replica. None where virtual shards fix the order of every sum."""
+    read = config.data.lanes * (config.data.window if config.data.mode == "stream" else max(config.data.buckets))
+    if config.cluster.exact_elastic or config.model.tie_weights:
+        return {}
+    drawn = config.model.sampled_softmax
+    common = {"embedding": 0} | ({"softmax": min(drawn, words)} if drawn else {})
+    return {name: count for name, count in common.items() if stays_rows(read + count, words)}
+
+
+def stays_rows(lookups: int, words: int) -> bool:
+    """Whether the gradient of a table of so many words is cheaper as rows where all replicas together look up so many.
+
+    Independent of how the lookups are divided: so is the order of every sum.
+    """
+    return 2 * lookups <= words <= _MOST_WORDS
