@@ -5,6 +5,7 @@ One cluster serves all tests here. The model and the text are tiny; the time goe
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -49,6 +50,21 @@ def test_two_workers_compute_what_two_replicas_of_one_worker_compute(
     done = cluster.run(*cluster.train("replicas", "--replicas", "2"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert cluster.summary("replicas")["state_sha256"] == unbroken["state_sha256"]
+
+
+def test_the_doctor_sees_every_node_and_names_one_that_does_not_answer(cluster: Cluster) -> None:
+    place = ("--corpus", "sample", "--storage-path", str(cluster.folder / "runs"))
+    done = cluster.run("raylm", "doctor", "--json", *place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["check"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows["GPUs"]["found"] == "0 in the machine, 0 for Ray, 0 for TensorFlow"
+    assert rows["token"]["found"] == "RAY_AUTH_MODE=token, with a token"
+    assert rows["clock"]["state"] == rows["workers"]["state"] == "ok"
+    silent = cluster.run("raylm", "doctor", "--workers", "3", "--timeout", "0.01", *place)
+    assert silent.returncode == 1
+    assert re.search(r"WRONG +answers +[\d.]+ +did not answer in time", silent.stdout)
+    assert re.search(r"WRONG +workers +cluster +--workers 3 .* do not fit", silent.stdout)
+    assert not list(cluster.folder.glob("**/.raylm-doctor*"))
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(

@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "data": "verify, show, sample a dataset, or say what each lane reads where",
     },
     "Look before": {
+        "doctor": "what a run needs on every node, what is missing, and what to do",
         "config": "print the configuration that a recipe, a file and options make",
         "drill": "list the faults that --drill can inject, to see the recovery",
     },
