@@ -138,7 +138,8 @@ def test_a_writing_rests_until_somebody_waits_for_it(monkeypatch: pytest.MonkeyP
 
     def write() -> None:
         nonlocal pieces
-        for pieces in range(1, 6):
+        for _ in range(5):
+            pieces += 1
             began = time.thread_time()
             while time.thread_time() < began + 0.05:
                 pass
