@@ -3,11 +3,11 @@
 python jobs/soak.py --ptb DIR                                     20 SIGKILLs
 python jobs/soak.py --ptb DIR --kills 3 --lines 300 --epochs 1    a shorter one
 
-The model is ptb-small's with dropout, on two workers, on the first lines of the Penn Treebank, so that each epoch is
-resumed several times. Victims are rank 0, rank 1 and the driver, as often as each other; who and when is drawn from
-the seed: at any update and any instant after it, and every fourth time while the workers start again. A killed driver
-is answered with `raylm resume`; nothing else is done by hand. Only processes of this run are killed, on a Ray cluster
-of its own.
+The model is ptb-small's with dropout, in windows of jittered length, on two workers, on the first lines of the Penn
+Treebank, so that each epoch is resumed several times. Victims are rank 0, rank 1 and the driver, as often as each
+other; who and when is drawn from the seed: at any update and any instant after it, and every fourth time while the
+workers start again. A killed driver is answered with `raylm resume`; nothing else is done by hand. Only processes of
+this run are killed, on a Ray cluster of its own.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def _train(folder: Path, name: str, options: argparse.Namespace) -> list[str]:
     return [
         *(sys.executable, "jobs/train_ptb.py", "--recipe", "ptb-small", "--corpus", str(folder / "text")),
         *("--storage-path", str(folder / "runs"), "--name", name, "--epochs", str(options.epochs), "--workers", "2"),
-        *("--model.dropout", "0.3", "--checkpoint-every", str(options.checkpoint_every), "--report.log-every", "1"),
-        *("--report.sample-every", "0", "--cluster.max-failures", str(options.kills)),
+        *("--model.dropout", "0.3", "--data.jitter", "--checkpoint-every", str(options.checkpoint_every)),
+        *("--report.log-every", "1", "--report.sample-every", "0", "--cluster.max-failures", str(options.kills)),
     ]
 
 

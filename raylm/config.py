@@ -22,6 +22,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -87,12 +88,27 @@ class DataConfig(Section):
     """Parallel streams of the global batch, or its sentences, whatever the number of workers."""
     window: PositiveInt = 20
     """stream: time steps of truncated back-propagation (BPTT length)."""
+    jitter: bool = False
+    """stream: draw the length of each window, around `window` and now and then around half of it, and multiply the
+    learning rate by length / window (AWD-LSTM)."""
     order: Literal["sequential", "chunk"] = "sequential"
     """stream: order of an epoch, as the text stands, or its chunks permuted anew each epoch."""
     buckets: tuple[PositiveInt, ...] = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
     """sentences: widths that batches are padded to, in targets; what is longer than the last is read in pieces."""
     pool_chunks: PositiveInt = 16
     """sentences: chunks of the dataset whose rows are sorted by length together."""
+
+    @field_validator("jitter")
+    @classmethod
+    def _is_of_streams(cls, jitter: bool, others: ValidationInfo) -> bool:
+        if jitter and others.data.get("mode") == "sentences":
+            raise ValueError("sentences have lengths of their own: leave it out, or choose --data.mode stream")
+        return jitter
+
+    @property
+    def widths_vary(self) -> bool:
+        """Whether windows are of different widths."""
+        return self.jitter or self.mode == "sentences"
 
 
 class ModelConfig(Section):

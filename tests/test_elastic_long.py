@@ -22,7 +22,7 @@ from raylm.recipes import PTB_SMALL
 
 STEPS = 96
 DRILLS = ("nan-loss@4", "nan-logits@30:sticky,lane=3", "nan-weight@61:replica=0")
-TINY = {"steps": STEPS, "epochs": 9, "guard": {"snapshot_every": 7}}
+TINY = {"steps": STEPS, "epochs": 9, "data": {"jitter": True}, "guard": {"snapshot_every": 7}}
 WHOLE_SUM = {"optimizer": {"name": "sgd"}, "schedule": {"kind": "constant", "learning_rate": 0.5}}
 
 
@@ -74,7 +74,8 @@ def ended(
 def test_exact_elastic_workers_go_from_four_to_two_to_four_through_kills_to_the_end_of_one(
     data: Path, tmp_path: Path
 ) -> None:
-    """With dropout, faults that pass, faults that stay, and a spoilt weight; an incident of it is replayed exactly."""
+    """With dropout, jittered windows, faults that pass, faults that stay, and a spoilt weight; an incident of it is
+    replayed exactly."""
     config = tiny(**TINY, cluster={"exact_elastic": True}, drill=DRILLS)
     unbroken = ended(config, data, tmp_path / "one")
     for updates, *place in ((9, 4, 1), (24, 2, 1), (15, 1, 3), (20, 4, 1)):

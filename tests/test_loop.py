@@ -9,17 +9,22 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tiny_runs import FIGURES, LANES, WINDOW, WORDS, begin_without, end_of, events, make_texts, tiny
 from training_cases import Attempt, attempt, attempt_on_a_full_disk, attempts, mistakes
-from training_runner import Call, Killed, call
+from training_runner import Call, Killed, answers, call
 
 from raylm.checkpoint.snapshot import state_sha256
 from raylm.checkpoint.store import CheckpointStore
+from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.observe.events import read_events
 from raylm.observe.summary import read_summary
+from raylm.training.datasets import open_source
+from raylm.training.topology import Topology
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,26 @@ def test_the_world_hears_every_event_in_order_and_the_figures_at_each_evaluation
 
 def test_the_run_folder_has_a_tensorboard(unbroken: tuple[Path, Attempt]) -> None:
     assert any(path.stat().st_size for path in (unbroken[0] / "tensorboard").iterdir())
+
+
+def test_a_jittered_window_is_trained_on_as_one_of_its_length_at_that_share_of_the_learning_rate(
+    data: Path, tmp_path: Path
+) -> None:
+    def one_update(window: dict[str, Any], learning_rate: float) -> RunConfig:
+        schedule = {"kind": "constant", "warmup_steps": 0, "learning_rate": learning_rate}
+        return tiny(steps=1, seed=4, data=window, optimizer={"name": "sgd", "clip_norm": None}, schedule=schedule)
+
+    jittered = one_update({"jitter": True}, 2.0)
+    source = open_source(jittered, open_dataset(data / "train"), Topology(0, 1, 1, LANES))
+    length = source.read(source.start())[0].length
+    assert length != WINDOW
+    alike = one_update({"window": length}, 2.0 * length / WINDOW)
+    answers([Call(attempt, jittered, data, tmp_path / "jittered"), Call(attempt, alike, data, tmp_path / "alike")])
+    found, wanted = (end_of(tmp_path / name) for name in ("jittered", "alike"))
+    for section in ("weights", "carry"):
+        for name, value in getattr(wanted, section).items():
+            np.testing.assert_allclose(getattr(found, section)[name], value, atol=1e-6, err_msg=name)
+    assert events(tmp_path / "jittered", "step")[0]["learning_rate"] == 2.0 * length / WINDOW
 
 
 # Interruptions

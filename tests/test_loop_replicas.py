@@ -16,6 +16,7 @@ from training_runner import Call, answers, call
 
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
+from raylm.data.dataset import open_dataset
 from raylm.model.shapes import rows_of
 
 
@@ -56,7 +57,7 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"data": {"window": 2}, "epochs": 1, "model": {"sampled_softmax": 5}}, id="streams"),
+        pytest.param({"data": {"window": 2, "jitter": True}, "model": {"sampled_softmax": 5}}, id="streams"),
         pytest.param(
             {"data": SENTENCES, "model": {"peepholes": True, "tie_weights": True}},
             id="sentences",
@@ -67,8 +68,8 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
 def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
     data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Bit for bit, with dropout, lanes that two do not divide, in streams a sampled softmax and gradients kept as rows,
-    in sentences tied weights, a fault, and a stop that one worker was asked for."""
+    """Bit for bit, with dropout, lanes that two do not divide, in streams jittered windows, a sampled softmax and
+    gradients kept as rows, in sentences tied weights, a fault, and a stop that one worker was asked for."""
     config = tiny(drill=("nan-loss@9",), **changes)
     assert rows_of(config, WORDS) == ({"embedding": 0, "softmax": 5} if config.data.mode == "stream" else {})
     one = Call(attempt, config, data, tmp_path / "one", 2)
@@ -100,16 +101,20 @@ def test_ranks_that_find_different_checkpoints_do_not_train_on(data: Path, tmp_p
 
 def test_a_run_goes_on_with_any_number_of_replicas_and_sees_every_target_once(data: Path, tmp_path: Path) -> None:
     config = tiny(
-        model={"dropout": 0.0}, optimizer={"name": "sgd"}, schedule={"kind": "constant", "learning_rate": 0.5}
+        data={"jitter": True},
+        model={"dropout": 0.0},
+        optimizer={"name": "sgd"},
+        schedule={"kind": "constant", "learning_rate": 0.5},
     )
     alone = Call(attempt, config, data, tmp_path / "alone")
     for replicas, stop in ((3, 10), (2, None)):
         summary = call(attempt, config, data, tmp_path / "changing", replicas, stop).summary
     wanted = answers([alone])[0].summary
     assert (summary.status, summary.steps, summary.tokens) == (wanted.status, wanted.steps, wanted.tokens)
+    assert summary.tokens == 2 * (open_dataset(data / "train").tokens - 1)
     assert end_of(tmp_path / "changing").cursor == end_of(tmp_path / "alone").cursor
     found, expected = (events(tmp_path / name, "step") for name in ("changing", "alone"))
-    assert [event["position"] for event in found] == list(range(24))
+    assert [event["position"] for event in found] == list(range(summary.steps))
     for name in ("loss", "gradient_norm"):
         assert [event[name] for event in found] == pytest.approx([event[name] for event in expected], rel=1e-4)
     assert [event["tokens"] for event in found] == [event["tokens"] for event in expected]

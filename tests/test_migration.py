@@ -45,7 +45,7 @@ def test_an_option_that_is_no_more_and_was_off_needs_no_word(tmp_path: Path, off
     assert read_record(of_another(tmp_path, "0.0.9", model__tied=off), pytest.fail) == RECORD
 
 
-@pytest.mark.parametrize("key", ["model.tied", "data.jitter"])
+@pytest.mark.parametrize("key", ["model.tied", "data.shuffled"])
 def test_an_option_that_the_run_depends_on_is_refused_by_name(tmp_path: Path, key: str) -> None:
     with pytest.raises(UserError, match=rf"{key} = 0\.5 is no option .*depends on it.*started with \(0\.0\.9\)"):
         read_record(of_another(tmp_path, "0.0.9", **{key.replace(".", "__"): 0.5}))

@@ -202,6 +202,10 @@ def test_a_file_s_mistake_is_named(toml: Any, text: str, said: str) -> None:
         (["--data.order", "sequental"], "--data.order sequental: should be 'sequential' or 'chunk'"),
         (["--optimizer.name", "adm"], "--optimizer.name adm: should be 'sgd' or 'adam'"),
         (["--model.hidden", "none"], "--model.hidden none"),
+        (
+            ["--recipe", "sentence-peephole", "--data.jitter"],
+            "--data.jitter True: sentences have lengths of their own: leave it out, or choose --data.mode stream",
+        ),
         (["--epochs", ""], "--epochs"),
     ],
 )

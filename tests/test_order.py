@@ -100,6 +100,7 @@ def test_jittered_lengths_have_the_published_distribution() -> None:
 
 
 def test_jittered_lengths_stay_within_their_bounds() -> None:
+    assert JitteredLengths().draw(7, 0, 200_000, 10_000).max() < JitteredLengths().longest
     lengths = JitteredLengths(base=8, short_base=4, deviation=5).draw(7, 0, 10_000, 11)
     assert (lengths.min(), lengths.max()) == (5, 11)
 

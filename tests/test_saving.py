@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from saving_cases import attempt_on_a_disk_that_fills, attempt_on_a_disk_that_waits, attempt_on_a_slow_disk
@@ -133,9 +134,12 @@ def test_a_full_disk_is_told_of_and_checkpoints_come_again_when_there_is_room(
     assert [(info.step, info.complete) for info in kept] == [(0, True), (7, True), (21, True), (24, True)]
 
 
+ENDLESS: dict[str, Any] = {"epochs": 10**6, "data": {"jitter": True}, "schedule": {"kind": "constant"}}
+
+
 def _kill_again_and_again(data: Path, folder: Path, kills: int) -> int:
     """Kills a run at random instants, in its first steps mostly; the step of the newest checkpoint then."""
-    config = tiny(epochs=10**6, schedule={"kind": "constant"}, checkpoint={"every": 3, "keep_last": 2})
+    config = tiny(**ENDLESS, checkpoint={"every": 3, "keep_last": 2})
     delays = random.Random(0)
     log = folder / "events.jsonl"
     for _ in range(kills):
@@ -154,7 +158,7 @@ def _kill_again_and_again(data: Path, folder: Path, kills: int) -> int:
 def _killed_run_ends_as_an_unbroken_one(data: Path, folder: Path, kills: int) -> None:
     reached = _kill_again_and_again(data, folder / "killed", kills)
     assert reached > 0
-    rest = tiny(steps=reached + 20, epochs=10**6, schedule={"kind": "constant"})
+    rest = tiny(**ENDLESS, steps=reached + 20)
     killed = call(attempt, rest, data, folder / "killed").summary
     whole = call(attempt, rest, data, folder / "whole").summary
     assert killed.state_sha256 == whole.state_sha256
@@ -167,5 +171,5 @@ def _killed_run_ends_as_an_unbroken_one(data: Path, folder: Path, kills: int) ->
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kills", [5, 200])
 def test_kills_at_random_instants_change_nothing(data: Path, tmp_path: Path, kills: int) -> None:
-    """With dropout and Adam; many land in a save, in its removals and in the start."""
+    """With dropout, jittered windows and Adam; many land in a save, in its removals and in the start."""
     _killed_run_ends_as_an_unbroken_one(data, tmp_path, kills)

@@ -31,6 +31,11 @@ class JitteredLengths:
         if not (0 <= self.probability <= 1 and 0 < self.deviation < 1000):
             raise UserError(f"window lengths {self}: probability is in [0, 1], deviation in (0, 1000)")
 
+    @property
+    def longest(self) -> int:
+        """No length is greater: no draw of 32 bits is as far as seven deviations above the base."""
+        return max(self.base, self.short_base, self.shortest) + math.ceil(7 * self.deviation)
+
     def draw(self, seed: int, epoch: int, count: int, longest: int) -> np.ndarray:
         """Lengths of the first `count` windows of an epoch, int64 [count], each at most `longest`."""
         bits = draws(seed, Purpose.WINDOW_LENGTHS, epoch, count)

@@ -21,13 +21,13 @@ from raylm.errors import UserError
 
 @dataclass(frozen=True)
 class Window:
-    """One window of this reader's lanes; T is the width that every window is padded to.
+    """One window of this reader's lanes; T is its length, of sentences the width that they are padded to.
 
     `inputs` and `targets` are int32 [lanes_here, T]; `weights` is float32 [lanes_here, T], 0 where there is no
     target. `reset` is true for the first window of an epoch; `reset_lanes`, bool [lanes_here], says for which
     lanes the carry is zeroed before this window (all of them where `reset`; in chunk order, also those that go
     on elsewhere). `targets_total` counts the targets of all lanes of the global batch. `cursor` is the place of
-    this window. `length` is the number of time steps before padding. The arrays are read-only.
+    this window. `length` is T. The arrays are read-only.
     """
 
     inputs: np.ndarray
@@ -135,16 +135,17 @@ class Streams:
         here = self.settle(cursor)
         batch = self.superbatch(here.epoch, here.window)
         k = here.window - batch.window
+        length = int(batch.starts[k + 1] - batch.starts[k])
         left_out = here.left_out_before()
         window = Window(
-            inputs=batch.inputs[k],
-            targets=batch.targets[k],
-            weights=batch.weights[k],
+            inputs=batch.inputs[k, :, :length],
+            targets=batch.targets[k, :, :length],
+            weights=batch.weights[k, :, :length],
             reset=here.window <= left_out,
             reset_lanes=batch.age[k] <= left_out,
             targets_total=int(batch.targets_total[k]),
             cursor=here,
-            length=int(batch.starts[k + 1] - batch.starts[k]),
+            length=length,
         )
         return window, self._move(here.forget_behind(), 1)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from raylm.config import DataConfig, RunConfig
 from raylm.data.dataset import Dataset
+from raylm.data.lengths import JitteredLengths
 from raylm.data.sentences import Sentences
-from raylm.data.streams import Streams
+from raylm.data.streams import Streams, Window
 from raylm.training.topology import Topology
 
 
@@ -49,16 +50,24 @@ def open_source(config: RunConfig, dataset: Dataset, topology: Topology) -> Sour
             stop_row=topology.stop_lane,
             pad_rows_to=topology.padded_lanes,
         )
+    jitter = JitteredLengths(base=data.window, short_base=max(data.window // 2, 1)) if data.jitter else None
     return Streams(
         dataset,
         lanes=data.lanes,
-        window=data.window,
+        window=jitter.longest if jitter else data.window,
         seed=config.seed,
         order=data.order,
+        jitter=jitter,
         first_lane=topology.first_lane,
         stop_lane=topology.stop_lane,
         pad_lanes_to=topology.padded_lanes,
     )
+
+
+def rate_factor(data: DataConfig, window: Window) -> float:
+    """What its length makes of a window's learning rate: else short windows would weigh as much as long ones (Merity,
+    Keskar and Socher 2017, arXiv:1708.02182, section 5)."""
+    return window.length / data.window if data.jitter else 1.0
 
 
 def open_evaluation(data: DataConfig, dataset: Dataset) -> Source:

@@ -21,7 +21,7 @@ from raylm.guard.judge import Outcome
 from raylm.guard.ledger import Ledger
 from raylm.guard.memory import Incident as OpenIncident
 from raylm.optim.schedules import learning_rate
-from raylm.training.datasets import Source
+from raylm.training.datasets import Source, rate_factor
 from raylm.training.diagnose import diagnose
 from raylm.training.incident import (
     Incident,
@@ -127,6 +127,7 @@ class Investigation:
             inputs, weights = struck_batch(struck, window.inputs, window.weights, 0, vocabulary)
             rate = learning_rate(self.config.schedule, step, epoch, self.total_steps)
             rate *= Ledger.from_json(snapshot.ledger).rate_factor(position, self.config.guard.recovery)
+            rate *= rate_factor(self.config.data, window)
             targets, reset = window.targets.copy(), window.reset_lanes.copy()
             steps.append(
                 RecordedStep(step, position, epoch, rate, inputs.copy(), targets, weights.copy(), reset, struck)

@@ -26,7 +26,7 @@ from raylm.guard.watchdog import FolderMarks, Watchdog
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
 from raylm.training.agenda import Agenda
-from raylm.training.datasets import Datasets, open_source
+from raylm.training.datasets import Datasets, open_source, rate_factor
 from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.inject import strike_of, strike_process, strike_state, struck_batch
@@ -185,6 +185,7 @@ class _Run:
         rate = self.recovery.learning_rate_factor(state, position) * learning_rate(
             self.config.schedule, state.step, window.cursor.epoch, self.total_steps
         )
+        rate *= rate_factor(self.config.data, window)
         control = Control(
             position=tf.constant(position, tf.int32),
             learning_rate=tf.constant(rate, tf.float32),

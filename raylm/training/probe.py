@@ -98,7 +98,7 @@ class Probe:
         empty, of weight zero."""
         control = self.control(recorded)
         batches = [self.batch(recorded, share, lanes) for share in range(self.incident.shares)]
-        if self.incident.config.data.mode == "sentences" and not self._share.experimental_get_tracing_count():
+        if self.incident.config.data.widths_vary and not self._share.experimental_get_tracing_count():
             self._share.get_concrete_function(any_width(batches[0]), self.carry[0], control, tf.constant(0))
         shares = [
             self._share(batch, self.carry[share], control, tf.constant(share)) for share, batch in enumerate(batches)

@@ -204,7 +204,7 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
         results, next_carry = strategy.run(replica_step, args=(batch, carry, control))
         return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results), next_carry
 
-    return step if config.data.mode == "stream" else _traced_once(step)
+    return _traced_once(step) if config.data.widths_vary else step
 
 
 def _traced_once(step: Any) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
