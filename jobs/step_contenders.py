@@ -1,0 +1,262 @@
+"""What `bench_step.py` compares: one training step, by raylm, PyTorch, Keras, and the machine's matrix product.
+
+As a program: `python step_contenders.py NAME SHAPE FOLDER`; says "ready", then for each number of steps on standard
+input one JSON line, [seconds a step, bytes of memory above the imports].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORDS = 10_000
+PRODUCT_SIDE = 2048
+Steps = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a recipe; block: steps of one turn."""
+
+    recipe: str
+    layers: int
+    hidden: int
+    window: int
+    dropout: float
+    block: int
+    lanes: int = 20
+    words: int = WORDS
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a step's matrix products: forward once, backward twice."""
+        recurrent = self.layers * (2 * self.hidden) * 4 * self.hidden
+        return 3 * 2 * self.lanes * self.window * (recurrent + self.hidden * self.words)
+
+    def describe(self) -> str:
+        return f"{self.hidden} x {self.layers}, {self.lanes} lanes x {self.window}, {self.words:,} words"
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets [lanes, window], distributed like words."""
+        shares = 1 / np.arange(1, self.words + 1)
+        ids = np.random.default_rng(0).choice(self.words, (2, self.lanes, self.window), p=shares / shares.sum())
+        return tuple(ids.astype(np.int32))
+
+
+SHAPES = {
+    "small": Shape("ptb-small", 2, 200, 20, 0.0, 50),
+    "medium": Shape("ptb-medium", 2, 650, 35, 0.5, 8),
+    "large": Shape("ptb-large", 2, 1500, 35, 0.65, 3),
+}
+
+
+def raylm_step(shape: Shape, _: Path) -> Steps:
+    """raylm's compiled step, guard's gate and all."""
+    import tensorflow as tf
+
+    from raylm.config import RunConfig
+    from raylm.recipes import RECIPES
+    from raylm.training.distribute import make_strategy
+    from raylm.training.state import fresh_carry, make_replicas
+    from raylm.training.step import Batch, Control, compile_step
+    from raylm.training.topology import Topology
+
+    config = RunConfig.model_validate({**RECIPES[shape.recipe], "recipe": shape.recipe})
+    topology = Topology(0, 1, 1, shape.lanes)
+    replicas = make_replicas(make_strategy(topology), topology, config, shape.words)
+    step = compile_step(replicas, config)
+    ones, never = np.ones((shape.lanes, shape.window), np.float32), np.zeros(shape.lanes, bool)
+    batch = Batch(*map(tf.constant, (*shape.batch(), ones, never)))
+    carry = fresh_carry(replicas)
+
+    def steps(count: int) -> None:
+        nonlocal carry
+        for position in range(count):
+            control = Control(tf.constant(position), tf.constant(0.01), tf.constant(0.0), None)
+            result, carry = step(batch, carry, control)
+        float(result.norm)
+
+    return steps
+
+
+def trainer(shape: Shape, folder: Path) -> Steps:
+    """raylm's whole loop in a thread, held where it asks whether to stop."""
+    from raylm.config import RunConfig
+    from raylm.data.corpora import find_corpus
+    from raylm.data.dataset import open_dataset
+    from raylm.data.prepare import prepare_corpus
+    from raylm.recipes import RECIPES
+    from raylm.training.datasets import Datasets
+    from raylm.training.loop import Outside, train
+    from raylm.training.topology import Topology
+
+    text = folder / "text"
+    text.mkdir(exist_ok=True)
+    shares = 1 / np.arange(1, shape.words + 1)
+    for split, lines in (("train", 60_000), ("valid", 50), ("test", 50)):
+        ids = np.random.default_rng(len(split)).choice(shape.words, (lines, 20), p=shares / shares.sum())
+        (text / f"{split}.txt").write_text("".join(" ".join(f"w{i}" for i in line) + "\n" for line in ids.tolist()))
+    corpus = find_corpus((str(text),), data_dir=None, cache_dir=folder, say=lambda _: None)
+    prepared = prepare_corpus(corpus, folder / "datasets", lambda _: None, vocabulary_size=shape.words)
+    datasets = Datasets("bench", *(open_dataset(str(path)) for path in (prepared.train, prepared.valid, prepared.test)))
+    recipe = RECIPES[shape.recipe]
+    config = RunConfig.model_validate(
+        {
+            **recipe,
+            "recipe": shape.recipe,
+            "epochs": 1000,
+            "report": {"sample_every": 0},
+            "schedule": {"learning_rate": 0.01},
+        }
+    )
+    permits, done = threading.Semaphore(0), threading.Semaphore(0)
+
+    def held() -> bool:
+        done.release()
+        permits.acquire()
+        return False
+
+    outside = Outside(lambda _: None, held, lambda *_: None)
+    run = folder / "run"
+    topology = Topology(0, 1, 1, shape.lanes)
+
+    def work() -> None:
+        try:
+            train(config, datasets, topology, run, outside)
+        finally:
+            os._exit(1)  # it never ends by itself: whoever waits for a step would wait for ever
+
+    threading.Thread(target=work, daemon=True).start()
+    done.acquire()
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            permits.release()
+        for _ in range(count):
+            done.acquire()
+
+    return steps
+
+
+def product(_: Shape, __: Path) -> Steps:
+    """The machine's limit: one large matrix product a step."""
+    import tensorflow as tf
+
+    one = tf.random.normal([PRODUCT_SIDE, PRODUCT_SIDE])
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            value = tf.matmul(one, one)
+        value.numpy()
+
+    return steps
+
+
+def keras(shape: Shape, _: Path) -> Steps:
+    """`train_on_batch` with Keras's layers; their LSTM keeps no carry between batches, which favours it."""
+    import keras as k
+
+    layers: list[Any] = [k.layers.Embedding(shape.words, shape.hidden), k.layers.Dropout(shape.dropout)]
+    for _layer in range(shape.layers):
+        layers += [k.layers.LSTM(shape.hidden, return_sequences=True), k.layers.Dropout(shape.dropout)]
+    model = k.Sequential([k.Input([shape.window], dtype="int32"), *layers, k.layers.Dense(shape.words)])
+    model.compile(k.optimizers.SGD(0.01, global_clipnorm=5.0), k.losses.SparseCategoricalCrossentropy(from_logits=True))
+    inputs, targets = shape.batch()
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            model.train_on_batch(inputs, targets)
+
+    return steps
+
+
+def torch_step(compiled: bool) -> Callable[[Shape, Path], Steps]:
+    """`nn.LSTM`, cross-entropy, `clip_grad_norm_`, SGD, the carry detached between windows."""
+
+    def make(shape: Shape, _: Path) -> Steps:
+        import torch
+        from torch import nn
+
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.embedding = nn.Embedding(shape.words, shape.hidden)
+                self.lstm = nn.LSTM(shape.hidden, shape.hidden, shape.layers, dropout=shape.dropout)
+                self.softmax = nn.Linear(shape.hidden, shape.words)
+                self.drop = nn.Dropout(shape.dropout)
+
+            def forward(self, inputs: Any, targets: Any, carry: Any) -> Any:
+                hidden, carry = self.lstm(self.drop(self.embedding(inputs)), carry)
+                logits = self.softmax(self.drop(hidden))
+                return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), carry
+
+        model = Model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        inputs, targets = (torch.from_numpy(ids.T.astype(np.int64)).contiguous() for ids in shape.batch())
+        zeros = torch.zeros(shape.layers, shape.lanes, shape.hidden)
+        carry = (zeros, zeros)
+        forward = torch.compile(model) if compiled else model
+
+        def steps(count: int) -> None:
+            nonlocal carry
+            for _ in range(count):
+                optimizer.zero_grad()
+                loss, after = forward(inputs, targets, carry)
+                (shape.window * loss).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                carry = tuple(part.detach() for part in after)
+            loss.item()
+
+        return steps
+
+    return make
+
+
+CONTENDERS: dict[str, Callable[[Shape, Path], Steps]] = {
+    "raylm": raylm_step,
+    "trainer": trainer,
+    "torch": torch_step(compiled=False),
+    "torch compiled": torch_step(compiled=True),
+    "keras": keras,
+    "product": product,
+}
+
+
+def main() -> None:
+    """Serves turns until standard input ends."""
+    name, shape, folder = sys.argv[1], SHAPES[sys.argv[2]], Path(sys.argv[3])
+    if "torch" in name:
+        import torch  # noqa: F401
+    else:
+        os.environ["TF_USE_LEGACY_KERAS"] = "0" if name == "keras" else "1"  # without Keras it is imported in less time
+        import tensorflow  # noqa: F401
+    bare = _memory()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries chatter on standard output
+    steps = CONTENDERS[name](shape, folder)
+    print("ready", file=answers)
+    for line in sys.stdin:
+        count = int(line)
+        began = time.perf_counter()
+        steps(count)
+        print(json.dumps([(time.perf_counter() - began) / count, _memory() - bare]), file=answers)
+
+
+def _memory() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
