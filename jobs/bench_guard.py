@@ -62,7 +62,7 @@ def main() -> None:
     print(f"step without the gate {1000 * without:8.1f} ms")
     for what, times in (("", seconds), (", processor", processor)):
         shares = [gated / ungated - 1 for gated, ungated in zip(times["gated"], times["ungated"], strict=True)]
-        print(f"{'gate' + what:<22}{_interval(shares)}")
+        print(f"{'gate' + what:<22}{interval(shares)}")
 
     state = State(0, Cursor("0" * 64, "bench", 0), Ledger(), carry)
     health = make_health_check(replicas)
@@ -73,7 +73,7 @@ def main() -> None:
     backs = [_seconds(lambda: put_back(replicas, kept)) for _ in range(10)]
     every = config.guard.snapshot_every * without
     ring = [(look + copy) / every for look, copy in zip(looks, keeps, strict=True)]
-    print(f"ring                  {_interval(ring)}, a snapshot every {config.guard.snapshot_every} steps")
+    print(f"ring                  {interval(ring)}, a snapshot every {config.guard.snapshot_every} steps")
     for name, spent in (("look at the state", looks), ("copy it", keeps), ("put it back", backs)):
         print(f"  {name:<19} {1000 * statistics.median(spent):8.1f} ms")
 
@@ -111,7 +111,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _interval(shares: list[float]) -> str:
+def interval(shares: list[float]) -> str:
     """Median and the 95 % interval of the median (sign test: order statistics)."""
     ordered, count = sorted(shares), len(shares)
     margin = int(0.98 * count**0.5) + 1

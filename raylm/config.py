@@ -221,6 +221,8 @@ class ReportConfig(Section):
     """Words that every sampled text goes on from."""
     sample_words: PositiveInt = 25
     """Words to sample."""
+    signals: bool = True
+    """Measure the training's health beside each step, for raylm diagnose; training is the same to the last bit."""
     plain_seconds: PositiveFloat = 10.0
     """Seconds between lines where the output is not a terminal."""
 

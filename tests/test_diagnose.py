@@ -62,8 +62,30 @@ def healthy(seed: int = 0, steps: int = 2000, **changes: Any) -> Evidence:
         tokens=400,
         clip=5.0,
         steps_total=steps,
+        clipped=[(step, draw.uniform(0.1, 0.6)) for step, _ in loss],
+        signals={name: [(step, value * math.exp(draw.gauss(0, 0.2))) for step, _ in loss] for name, value in SOUND},
+        window=20,
+        lanes=20,
+        dropout=0.0,
     )
     return replace(seen, **changes)
+
+
+SOUND = (
+    ("update_ratio", 0.01),
+    ("update_ratio/embedding", 0.01),
+    ("update_ratio/softmax", 0.01),
+    ("saturated/layer0", 0.2),
+    ("cell/layer0", 0.5),
+    ("carry_read", 0.3),
+    ("row_dead", 0.0),
+    ("row_largest", 2.0),
+)
+
+
+def signalled(seen: Evidence, name: str, value: float) -> Evidence:
+    """With one signal that stands at a value."""
+    return replace(seen, signals={**seen.signals, name: [(step, value) for step, _ in seen.loss]})
 
 
 def bent(seen: Evidence, change: Callable[[int, float], float]) -> Points:
@@ -111,6 +133,31 @@ def planted(name: str, seed: int, steps: int) -> Evidence:
             )
         case "failed":
             return replace(sound, failed="the loss is nan: 8 rollbacks", verdicts=((steps, "OPTIMISATION: clip"),))
+        case "loss summed over the batch":
+            return replace(sound, loss=bent(sound, lambda _, loss: 400 * loss))
+        case "loss summed over time":
+            return replace(sound, loss=bent(sound, lambda _, loss: 20 * loss))
+        case "carry dropped":
+            return signalled(sound, "carry_read", 0.0)
+        case "tied embedding broken":
+            return signalled(sound, "update_ratio/embedding", 0.0)
+        case "dead first weights":
+            return replace(signalled(sound, "update_ratio/softmax", 0.0), loss=bent(sound, lambda step, _: LN_V))
+        case "gates saturated":
+            return signalled(sound, "saturated/layer0", 0.97)
+        case "carry grows":
+            return signalled(sound, "cell/layer0", 40.0)
+        case "embedding rows explode":
+            return signalled(sound, "row_largest", 300.0)
+        case "embedding rows die":
+            return signalled(sound, "row_dead", 0.3)
+        case "updates too long":
+            return signalled(sound, "update_ratio", 0.4)
+        case "warm-up in tokens":
+            return replace(sound, rate=[(step, step / 1e6) for step, _ in sound.rate])
+        case "dropout in evaluation":
+            valid = [(step, (sound.train_at(step) or 0) + 0.05) for step, _ in sound.valid]
+            return replace(sound, dropout=0.5, valid=valid)
         case "adam at 0.3, it learns":
             return replace(sound, optimizer="adam", peak_rate=0.3)
         case _:
@@ -133,6 +180,18 @@ EXPECTED = {
     "explodes": ("wrong", "explodes again"),
     "failed": ("wrong", "failed"),
     "adam at 0.3, it learns": ("suspect", "learning rate"),
+    "loss summed over the batch": ("wrong", "loss is a sum"),
+    "loss summed over time": ("wrong", "loss is a sum"),
+    "carry dropped": ("wrong", "carry dropped"),
+    "tied embedding broken": ("wrong", "weight never moves"),
+    "dead first weights": ("wrong", "weight never moves"),
+    "gates saturated": ("suspect", "gates saturated"),
+    "carry grows": ("suspect", "carry grows"),
+    "embedding rows explode": ("suspect", "embedding rows"),
+    "embedding rows die": ("suspect", "embedding rows"),
+    "updates too long": ("suspect", "updates too long"),
+    "warm-up in tokens": ("wrong", "never warm"),
+    "dropout in evaluation": ("suspect", "dropout in evaluation"),
 }
 
 
@@ -164,6 +223,15 @@ def test_adam_at_one_is_called_wrong_within_fifty_steps_with_the_fix() -> None:
     first = found.findings[0]
     assert "ln V = 9.210" in first.evidence[0]
     assert first.patch == {"schedule.learning_rate": 0.001}
+
+
+def test_sentences_begin_without_a_carry_and_are_well() -> None:
+    assert diagnose(replace(signalled(healthy(), "carry_read", 0.0), sentences=True)).verdict == "healthy"
+
+
+def test_a_fault_that_was_transient_left_nothing_out() -> None:
+    notes = [diagnose(healthy(verdicts=((9, text),))).findings[0].advice for text in ("TRANSIENT: x", "DATA: x")]
+    assert [("left out" in note, "had not been" in note) for note in notes] == [(False, True), (True, False)]
 
 
 def test_an_empty_run_and_one_that_tells_little_break_no_rule() -> None:

@@ -22,7 +22,7 @@ CLIPPED: dict[str, Any] = {
     "optimizer": {"name": "sgd", "clip_norm": 0.2, "loss_scale": "sequence_sum"},
 }
 MEAN = {"model": MODEL, "optimizer": {"name": "sgd", "clip_norm": None, "loss_scale": "token_mean"}}
-ADAM = {"model": MODEL, "optimizer": {"name": "adam", "clip_norm": 0.2}}
+ADAM: dict[str, Any] = {"model": MODEL, "optimizer": {"name": "adam", "clip_norm": 0.2}}
 DROPOUT = {"model": {**MODEL, "dropout": 0.5}}
 
 
@@ -58,6 +58,8 @@ BAD = {
 TWINS = window(7)._replace(inputs=np.ones((LANES, TIME), np.int32), targets=np.ones((LANES, TIME), np.int32))
 SCENARIOS = {
     "clipped": (CLIPPED, SOUND),
+    "seldom": ({**ADAM, "report": {"log_every": 2}}, [window(1)._replace(position=position) for position in range(3)]),
+    "no signals": ({**CLIPPED, "report": {"signals": False}}, SOUND),
     "mean": (MEAN, SOUND[:2]),
     "sound": (ADAM, SOUND),
     "faults": (ADAM, [SOUND[0], *BAD.values(), *SOUND[1:]]),
@@ -65,7 +67,7 @@ SCENARIOS = {
 }
 BY_REPLICAS = {
     1: ("clipped", "mean", "sound", "faults"),
-    2: ("clipped", "mean", "faults", "dropout"),
+    2: ("clipped", "no signals", "seldom", "mean", "faults", "dropout"),
     4: ("clipped", "faults"),
 }
 """Of five lanes, two replicas hold three and two; of four, the last holds none."""
@@ -191,3 +193,31 @@ def test_replicas_draw_masks_of_their_own_from_the_position(stepped: Any) -> Non
     hidden = first.carry["layer0/hidden"]
     assert not np.array_equal(hidden[0], hidden[3])
     assert not np.array_equal(hidden, elsewhere.carry["layer0/hidden"])
+
+
+def test_signals_change_no_bit_of_what_is_trained(stepped: Any) -> None:
+    for found, wanted in zip(stepped[2]["clipped"], stepped[2]["no signals"], strict=True):
+        assert_same(found, wanted)
+        assert found.result == wanted.result
+        assert not wanted.signals
+
+
+def test_signals_are_taken_at_one_window_in_so_many(stepped: Any) -> None:
+    taken = [bool(state.signals) for state in stepped[2]["seldom"][1:]]
+    assert taken == [True, False, True]
+
+
+def test_signals_tell_how_far_the_weights_moved_and_how_the_state_stands(stepped: Any) -> None:
+    """Of weights so small nearly every row is looked at."""
+    states = stepped[1]["clipped"]
+    for each, before, after in zip(SOUND, states, states[1:], strict=False):
+        length = math.sqrt(sum((part.astype(np.float64) ** 2).sum() for part in before.weights.values()))
+        moved = each.learning_rate * CLIPPED["optimizer"]["clip_norm"]
+        assert after.signals["update_ratio"] == pytest.approx(moved / length, rel=0.05)
+        assert all(after.signals[f"update_ratio/{name}"] > 0 for name in after.weights)
+        cell = after.carry["layer1/cell"]
+        assert after.signals["cell/layer1"] == pytest.approx(math.sqrt((cell**2).mean()), rel=1e-5)
+        read = np.concatenate([part * ~each.reset[:, None] for part in before.carry.values()])
+        assert after.signals["carry_read"] == pytest.approx(math.sqrt((read**2).mean()), rel=1e-5)
+        assert (after.signals["row_dead"], after.signals["saturated/layer0"]) == (0, 0)
+        assert 1 < after.signals["row_largest"] < 2

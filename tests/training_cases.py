@@ -21,6 +21,7 @@ from raylm.observe.summary import Summary
 from raylm.training.datasets import Datasets
 from raylm.training.distribute import make_strategy
 from raylm.training.loop import Outside, train
+from raylm.training.signals import named
 from raylm.training.state import fresh_carry, make_replicas
 from raylm.training.step import Batch, Control, compile_step
 from raylm.training.topology import Topology
@@ -48,6 +49,7 @@ class Stepped:
     slots: Arrays
     carry: Arrays
     result: dict[str, float]
+    signals: dict[str, float] = field(default_factory=dict)
 
 
 def steps(
@@ -75,17 +77,18 @@ def _steps(
     step = compile_step(made, config)
     names = carry_names(config.model.layers)
 
-    def look(carry: Any, result: dict[str, float]) -> Stepped:
+    def look(carry: Any, result: dict[str, float], signals: dict[str, float]) -> Stepped:
         gathered = [part.numpy() for part in made.gather_carry(carry)]
         return Stepped(
             {name: weight.numpy() for name, weight in made.model.weights.items()},
             {name: slot.numpy() for name, slot in made.optimizer.slots.items()},
             dict(zip(names, gathered, strict=True)),
             result,
+            signals,
         )
 
     carry = fresh_carry(made)
-    states = [look(carry, {})]
+    states = [look(carry, {}, {})]
     for window in windows:
         mine = (part[topology.first_lane : topology.stop_lane] for part in window[:4])
         batch = Batch(*(tf.constant(_padded(part, topology.padded_lanes)) for part in mine))
@@ -96,7 +99,8 @@ def _steps(
             strike=None,
         )
         result, carry = step(batch, carry, control)
-        states.append(look(carry, {name: float(value) for name, value in result._asdict().items()}))
+        told = dict(zip(result._fields, map(float, result[:5]), strict=False))
+        states.append(look(carry, told, named(made.model, result.signals)))
     return states
 
 

@@ -13,8 +13,8 @@ do. Past its budget it ends the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from raylm.config import GuardConfig
@@ -34,7 +34,8 @@ class Outcome:
 
     step: updates applied before it. position: its window. loss: nats a token. norm: global gradient norm before the
     clip. applied: whether the update was made (the gate was open). not_finite: the first weight, slot or carry that
-    held a non-finite number after it, empty where none did or nobody looked.
+    held a non-finite number after it, empty where none did or nobody looked. signals: of the training's health, for the
+    record alone; each rank has its own.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Outcome:
     applied: bool
     learning_rate: float
     not_finite: str = ""
+    signals: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

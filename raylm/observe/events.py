@@ -6,7 +6,8 @@ and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may
     start       steps_total recipe parameters workers replicas dataset vocabulary clip_norm? uniform_nats?
                 unigram_nats? bigram_nats? (floors: guessing; the train text's words; its pairs, on the valid text)
     step        loss (nats a token) perplexity learning_rate gradient_norm tokens_per_second epoch steps_total
-                tokens (counted from the start of the run)
+                tokens (counted from the start of the run) clipped? (share of the gradients since the last step event
+                that were) signals? (name: figure, see raylm.training.signals)
     eval        split (train, valid or test) nats perplexity tokens? seconds?
     sample      prompt text
     checkpoint  path? seconds? bytes? state_sha256? problem? (why it was not saved, in one line)

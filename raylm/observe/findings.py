@@ -67,7 +67,9 @@ class Evidence:
     """What the rules look at: curves of a run, and what its configuration and its start event say.
 
     Losses are nats a token. tokens: of one update. terms: how many times the mean over tokens the loss is whose
-    gradient is used. A figure that is not known is None.
+    gradient is used. clipped: share of the gradients that were, between points. signals: by name
+    (`raylm.training.signals`). window, lanes: of a batch; sentences: each begins from a state of zero. A figure that is
+    not known is None.
     """
 
     loss: Points
@@ -88,6 +90,16 @@ class Evidence:
     steps_total: int | None = None
     failed: str = ""
     verdicts: tuple[tuple[int, str], ...] = ()
+    clipped: Points = field(default_factory=list)
+    signals: Mapping[str, Points] = field(default_factory=dict)
+    window: float | None = None
+    lanes: float | None = None
+    sentences: bool = False
+
+    def train_at(self, step: int) -> float | None:
+        """The mean train loss over the tenth of the steps before one."""
+        near = [loss for at, loss in self.loss if 0.9 * step <= at <= step]
+        return statistics.mean(near) if near else None
 
     def tokens_by(self, step: int) -> float:
         """Targets trained on up to an update; infinite where the size of an update is not known."""
@@ -122,7 +134,15 @@ def evidence_of(story: Story) -> Evidence:
         steps_total=story.start.get("steps_total"),
         failed=failed,
         verdicts=tuple((mark.step, mark.text) for mark in story.marks if mark.kind == "verdict"),
+        clipped=story.curves["clipped"],
+        signals={name.removeprefix(_SIGNAL): points for name, points in story.curves.items() if _SIGNAL in name},
+        window=window,
+        lanes=_number(data.get("lanes")),
+        sentences=data.get("mode") == "sentences",
     )
+
+
+_SIGNAL = "signals/"
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from raylm.observe.summary import STATUSES, Summary, read_summary
 
 Points = list[tuple[int, float]]
 
-FIGURES = ("loss", "gradient_norm", "learning_rate", "tokens_per_second")
+FIGURES = ("loss", "gradient_norm", "learning_rate", "tokens_per_second", "clipped")
 """The figures of a step event that have a curve."""
 
 
@@ -36,9 +36,9 @@ class Mark:
 class Story:
     """One run.
 
-    curves: by name of `FIGURES`, what stands in the end. undone: pieces of the loss that were rolled back, or computed
-    again after a resume. evaluations: nats a token by split. config, versions, datasets: as config.json has them, empty
-    where it is missing. summary: None while the run goes on, or where it was killed.
+    curves: by name of `FIGURES`, and `signals/NAME`, what stands in the end. undone: pieces of the loss that were
+    rolled back, or computed again after a resume. evaluations: nats a token by split. config, versions, datasets: as
+    config.json has them, empty where it is missing. summary: None while the run goes on, or where it was killed.
     """
 
     name: str
@@ -132,6 +132,8 @@ def _told(name: str, events: Iterable[Event], summary: Summary | None, record: M
         elif kind == "step":
             for figure in FIGURES:
                 _add(curves[figure], step, event.get(figure))
+            for name, value in _mapping(event, "signals").items():
+                _add(curves.setdefault(f"signals/{name}", []), step, value)
             tokens = number(event.get("tokens"))
         elif kind == "eval":
             _add(evaluations.setdefault(str(event.get("split")), []), step, event.get("nats"))

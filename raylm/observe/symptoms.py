@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from raylm.observe.data_symptoms import DataEvidence, data_findings
 from raylm.observe.figures import compact, nats, perplexity, perplexity_of
 from raylm.observe.findings import Diagnosis, Evidence, Finding, Severity, conclude, first_step, smooth
+from raylm.observe.guard_symptoms import bad_batches, ended_failed, explodes_again, went_through_faults
 from raylm.observe.rates import judge_rate
+from raylm.observe.signal_symptoms import LESSER_RULES
+from raylm.observe.signal_symptoms import RULES as SIGNAL_RULES
 from raylm.observe.update_symptoms import (
     always_clipped,
     decayed_too_soon,
@@ -30,42 +33,6 @@ def diagnose(seen: Evidence, data: DataEvidence | None = None) -> Diagnosis:
     return conclude([*found, *(() if data is None else data_findings(data))])
 
 
-def ended_failed(seen: Evidence) -> Finding | None:
-    """The guard gave up: its own verdict is the finding."""
-    if not seen.failed:
-        return None
-    last = seen.verdicts[-1:] or ((seen.last_step, seen.failed),)
-    evidence = (seen.failed, *(text for _, text in last if text != seen.failed))
-    title = f"The run failed at step {seen.last_step}."
-    if last[0][1].startswith(_EXPLODED):
-        patch, advice = slower(seen)
-    else:
-        patch, advice = {}, "Read the incident's verdict; raylm replay computes its step again."
-    return Finding("failed", "wrong", title, evidence, advice, "the run's own guard", last[0][0], seen.loss, patch)
-
-
-_EXPLODED = "OPTIMISATION"
-
-
-def explodes_again(seen: Evidence) -> Finding | None:
-    """Three faults or more that a clip or a slower rate mends: the guard undoes what the configuration causes."""
-    steps = [step for step, text in seen.verdicts if text.startswith(_EXPLODED)]
-    if len(steps) < 3 or seen.failed:
-        return None
-    patch, advice = slower(seen)
-    return Finding(
-        "explodes again",
-        "wrong",
-        f"The weights exploded {len(steps)} times, first at step {steps[0]}; the guard undid it each time.",
-        tuple(f"step {step}: {text}" for step, text in seen.verdicts[-1:]),
-        advice,
-        "once may be a batch's; ten clean runs of raylm's recipes had none",
-        steps[0],
-        seen.loss,
-        patch,
-    )
-
-
 def worse_than_guessing(seen: Evidence) -> Finding | None:
     """Above ln V from some step past the first ten on, by the median of the last values: no model that learns is."""
     if seen.uniform is None:
@@ -79,6 +46,8 @@ def worse_than_guessing(seen: Evidence) -> Finding | None:
     ]
     patch, advice = slower(seen)
     evidence += [judge_rate(seen.optimizer, seen.peak_rate, seen.terms, seen.clip).why]
+    if moved := [value for step, value in seen.signals.get("update_ratio", []) if step <= since]:
+        evidence.append(f"an update moved the weights by up to {max(moved):.3g} of their length; 0.001 is usual")
     return Finding(
         "worse than guessing",
         "wrong",
@@ -132,6 +101,28 @@ def too_good(seen: Evidence) -> Finding | None:
         "Look whether the targets are the words after the inputs (raylm data where), and whether lines repeat.",
         "the best published LSTMs end at 0.74 of PTB's bigram floor (Merity et al. 2017), after 500 epochs",
         low[0],
+        seen.loss,
+    )
+
+
+def loss_is_a_sum(seen: Evidence) -> Finding | None:
+    """The first loss is ln V times the lanes, the time steps or both: a sum that is told as a mean."""
+    if seen.uniform is None or not seen.loss or seen.loss[0][0] > 1:
+        return None
+    first, window, lanes = seen.loss[0][1], seen.window or 0, seen.lanes or 0
+    sums = {"the batch's lanes and time": window * lanes, "the window's time": window, "the batch's lanes": lanes}
+    near = [name for name, terms in sums.items() if terms > 1 and 0.95 < first / (terms * seen.uniform) < 1.05]
+    if not near:
+        return None
+    evidence = (f"loss {nats(first)} at step 1 is {sums[near[0]]:.0f} times ln V = {nats(seen.uniform)}",)
+    return Finding(
+        "loss is a sum",
+        "wrong",
+        f"The loss is a sum over {near[0]}, told as a mean.",
+        evidence,
+        "Divide it by the number of targets; learning rate and clip stand for that of which the gradient is taken.",
+        "ln V, times what it is summed over",
+        1,
         seen.loss,
     )
 
@@ -234,19 +225,12 @@ def overfits(seen: Evidence) -> Finding | None:
     )
 
 
-def went_through_faults(seen: Evidence) -> Finding | None:
-    """The guard mended faults: said, since where there was one there are more."""
-    if not seen.verdicts or seen.failed:
-        return None
-    lines = tuple(f"step {step}: {text}" for step, text in seen.verdicts[-2:])
-    title = f"{len(seen.verdicts)} fault{'s were' if len(seen.verdicts) > 1 else ' was'} found and undone."
-    advice = "The run is sound without what was left out; the incidents' folders say more."
-    return Finding("faults", "note", title, lines, advice, "the run's own guard", seen.verdicts[0][0], seen.loss)
-
-
 RULES: Sequence[Callable[[Evidence], Finding | None]] = (
+    loss_is_a_sum,
+    bad_batches,
     ended_failed,
     starts_wrong,
+    *SIGNAL_RULES,
     explodes_again,
     worse_than_guessing,
     too_good,
@@ -257,6 +241,7 @@ RULES: Sequence[Callable[[Evidence], Finding | None]] = (
     decayed_too_soon,
     gradients_leap,
     overfits,
+    *LESSER_RULES,
     always_clipped,
     went_through_faults,
     slowed_down,

@@ -14,7 +14,7 @@ from typing import Any
 from raylm.observe import progress
 from raylm.observe.events import Event, number
 
-_STEP_FIGURES = ("loss", "perplexity", "learning_rate", "gradient_norm", "tokens_per_second")
+_STEP_FIGURES = ("loss", "perplexity", "learning_rate", "gradient_norm", "tokens_per_second", "clipped")
 _FLUSH_SECONDS = 5.0
 
 
@@ -70,6 +70,7 @@ class TensorBoardLog:
         match event.get("kind"):
             case "step":
                 figures = {f"train/{name}": number(event.get(name)) for name in _STEP_FIGURES}
+                figures |= {f"signals/{name}": number(value) for name, value in event.get("signals", {}).items()}
                 return [self._scalar(name, value, step) for name, value in figures.items() if value is not None]
             case "eval":
                 split = event.get("split", "valid")

@@ -82,7 +82,9 @@ def always_clipped(seen: Evidence) -> Finding | None:
     tail = [value for _, value in seen.norm[len(seen.norm) // 2 :]]
     if seen.clip is None or len(tail) < 5:
         return None
-    share, usual = sum(value > seen.clip for value in tail) / len(tail), statistics.median(tail)
+    told = [value for _, value in seen.clipped[len(seen.clipped) // 2 :]]
+    share = statistics.mean(told) if told else sum(value > seen.clip for value in tail) / len(tail)
+    usual = statistics.median(tail)
     if share < 0.95 or usual < 10 * seen.clip:
         return None
     return Finding(

@@ -34,6 +34,7 @@ from raylm.training.investigation import Investigation
 from raylm.training.record import Recorder, tokens_of
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.saving import Saver
+from raylm.training.signals import named
 from raylm.training.state import State, capture, check_same_start, fresh_carry, make_replicas, restore
 from raylm.training.step import Batch, Control, StepResult, compile_step
 from raylm.training.topology import Topology
@@ -213,7 +214,7 @@ class _Run:
         stop = False
         while len(self.sent) > left:
             sent = self.sent.popleft()
-            loss_sum, tokens, norm, applied, asked = (float(value) for value in sent.result)
+            loss_sum, tokens, norm, applied, asked = (float(value) for value in sent.result[:5])
             self.watchdog.beat()
             stop = stop or asked > 0
             look = applied and left == 0 and not self.sent  # a state that is not finite is never kept or saved
@@ -227,6 +228,7 @@ class _Run:
                 applied=bool(applied),
                 learning_rate=sent.learning_rate,
                 not_finite=self.recovery.health(self.state.carry) if look else "",
+                signals=named(self.replicas.model, sent.result.signals),
             )
             with self._long():
                 back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)

@@ -72,6 +72,8 @@ class Recorder:
         self.floors: dict[str, float] = {}
         self.began = self.interval_began = clock()
         self.interval_tokens = 0
+        self.interval_norms: list[float] = []
+        self.signals: Mapping[str, float] = {}
         self.compiled = False
         self._lock = threading.Lock()
         if self.writes:
@@ -124,6 +126,8 @@ class Recorder:
         """One more update was applied."""
         self.tokens += outcome.tokens
         self.interval_tokens += outcome.tokens
+        self.interval_norms.append(outcome.norm)
+        self.signals = outcome.signals or self.signals
         if outcome.epoch != self.epoch_loss.epoch:
             self.epoch_loss = EpochLoss(outcome.epoch, 0.0, 0)
         self.epoch_loss = self.epoch_loss.plus(outcome.loss * outcome.tokens, outcome.tokens)
@@ -147,7 +151,15 @@ class Recorder:
             epoch=outcome.epoch,
             steps_total=total_steps,
             tokens=self.tokens,
+            clipped=self._clipped(),
+            signals=self.signals,
         )
+        self.interval_norms.clear()
+
+    def _clipped(self) -> float | None:
+        """The share of the gradients since the last step event that were longer than the clip."""
+        clip, norms = self.config.optimizer.clip_norm, self.interval_norms
+        return None if clip is None else sum(norm > clip for norm in norms) / len(norms)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -178,6 +190,7 @@ class Recorder:
         """The state is a snapshot's again, and so are the accounts."""
         self._take_over(accounts)
         self.interval_tokens, self.interval_began = 0, self.clock()
+        self.interval_norms.clear()
         skip = decision.left_out
         self.emit(
             "rollback",

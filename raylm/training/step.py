@@ -23,6 +23,7 @@ from raylm.optim.optimizers import Optimizer
 from raylm.optim.rows import Gradient, row_gradient
 from raylm.training.distribute import all_reduce_sum, all_reduce_tree
 from raylm.training.inject import Strike, naive_mean, struck_gradient, touch_of
+from raylm.training.signals import Watch
 from raylm.training.state import Replicas
 from raylm.training.summation import fixed_global_norm, tree_sum
 from raylm.training.topology import Topology
@@ -53,13 +54,16 @@ class Control(NamedTuple):
 
 class StepResult(NamedTuple):
     """Scalars that are the same on every rank: summed loss (nats), real targets, global gradient norm (after the
-    loss scale, before the clip), whether the update was applied, above zero where a rank asks to stop."""
+    loss scale, before the clip), whether the update was applied, above zero where a rank asks to stop.
+
+    signals: this rank's own (`raylm.training.signals`), no scalar; empty where they are off."""
 
     loss_sum: Tensor
     tokens: Tensor
     norm: Tensor
     finite: Tensor
     stop: Tensor
+    signals: Tensor = ()
 
 
 class Share(NamedTuple):
@@ -123,8 +127,10 @@ def share_of_replica(
     carry: Carry,
     control: Control,
     replica: Tensor,
+    watch: Watch | None = None,
 ) -> Share:
-    """Forward and backward over one replica's lanes, shard after shard, summed in the order of a binary tree."""
+    """Forward and backward over one replica's lanes, shard after shard, summed in the order of a binary tree. `watch`
+    sees the first shard."""
     rows = rows_of(config, model.vocabulary)
 
     def share_of_shard(number: int) -> Share:
@@ -134,6 +140,8 @@ def share_of_replica(
         masks = Masks(mask_key(config.seed, control.position, first_lane)) if model.config.dropout else None
         strike = control.strike
         touch = untouched if strike is None else touch_of(strike, replica, first_lane, mine.weights)
+        if watch is not None and number == 0:
+            touch = watch.look(touch)
         before = tf.nest.map_structure(lambda part: part[lanes], carry)
         return share_of_step(model, mine, before, masks, control, replica, touch, rows)
 
@@ -174,7 +182,8 @@ def train_step(
 ) -> tuple[StepResult, Carry]:
     """One update, identical on every replica; batch and carry hold this replica's lanes."""
     topology, optimization = replicas.topology, config.optimizer
-    share = share_of_replica(replicas.model, config, topology, batch, carry, control, replica)
+    watch = Watch(replicas.model, control.position, config.report.log_every) if config.report.signals else None
+    share = share_of_replica(replicas.model, config, topology, batch, carry, control, replica, watch)
     values = [share.scalars, *share.gradients]
     if topology.virtual_shards is None:
         (scalars, *gradients), norm_of = all_reduce_sum(values), global_norm
@@ -182,7 +191,8 @@ def train_step(
         holders = topology.shards // topology.shards_per_replica
         (scalars, *gradients), norm_of = all_reduce_tree(values, holders), fixed_global_norm
     share = share._replace(scalars=scalars, gradients=gradients)
-    return apply_gated(replicas.optimizer, optimization, topology.lanes, share, control.learning_rate, norm_of)
+    result, carry = apply_gated(replicas.optimizer, optimization, topology.lanes, share, control.learning_rate, norm_of)
+    return result if watch is None else result._replace(signals=watch.signals(share.carry, carry)), carry
 
 
 def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
