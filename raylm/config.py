@@ -124,6 +124,11 @@ class ModelConfig(Section):
     """Added to the forget gate's first bias."""
     peepholes: bool = False
     """Gates see the cell through weights of their own (Gers and Schmidhuber 2000)."""
+    kernel: Literal["fused", "loop"] = "fused"
+    """A layer's gradient. fused: written out, one product for each weight; loop: TensorFlow's own, one time step after
+    the other, slower: a check."""
+    jit: bool = False
+    """Compile the loops over time with XLA: some seconds at the start, and again for each width of sentences."""
     tie_weights: bool = False
     """The softmax's matrix is the embedding (Press and Wolf 2017)."""
     loss_chunk: PositiveInt | Literal["auto"] | None = "auto"
@@ -311,7 +316,7 @@ class RunConfig(Section):
 FIXED = ("recipe", "name", "storage_path", "seed", "data.", "model.", "optimizer.name")
 """What a run is made of: keys, or sections of them, that stay as they are when it goes on."""
 
-_FREE = ("data.data_dir", "data.cache_dir")  # where the data lie on a machine
+_FREE = ("data.data_dir", "data.cache_dir", "model.kernel", "model.jit")  # where the data lie, how it is computed
 
 
 def is_fixed(key: str) -> bool:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from raylm.model.lstm import LayerCarry, LayerWeights, lstm_layer
+from raylm.model.lstm import Kernel, LayerCarry, LayerWeights, lstm_layer
 
 SIZES = [(1, 1, 1, 1), (4, 2, 3, 2), (3, 4, 2, 3), (6, 1, 2, 3)]
 """Time steps, lanes, inputs, hidden units."""
+
+CELLS = {"plain": {}, "peepholes": {"peepholes": True}, "projection": {"projection": 2}}
+CELLS["both"] = CELLS["peepholes"] | CELLS["projection"]
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -26,10 +31,11 @@ def reference(
     recurrent: np.ndarray,
     bias: np.ndarray,
     peepholes: np.ndarray | None = None,
+    projection: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hochreiter and Schmidhuber 1997 with a forget gate (Gers et al. 2000), and with peepholes (Gers and Schmidhuber
-    2000): outputs, last hidden, last cell."""
-    width = hidden.shape[1]
+    2000) and projection (Sak et al. 2014): outputs, last hidden, last cell."""
+    width = cell.shape[1]
     p_i, p_f, p_o = np.zeros((3, width)) if peepholes is None else peepholes
     outputs = []
     for x in inputs:
@@ -38,50 +44,62 @@ def reference(
         forget, accept = sigmoid(gate["f"] + p_f * cell), sigmoid(gate["i"] + p_i * cell)
         cell = forget * cell + accept * np.tanh(gate["g"])
         hidden = sigmoid(gate["o"] + p_o * cell) * np.tanh(cell)
+        hidden = hidden if projection is None else hidden @ projection
         outputs.append(hidden)
     return np.stack(outputs), hidden, cell
 
 
 def arguments(
-    size: tuple[int, int, int, int], seed: int = 0, scale: float = 0.7, peepholes: bool = False
-) -> list[np.ndarray]:
+    size: tuple[int, int, int, int],
+    seed: int = 0,
+    scale: float = 0.7,
+    peepholes: bool = False,
+    projection: int | None = None,
+) -> list[np.ndarray | None]:
     steps, lanes, inputs, hidden = size
+    outputs = projection or hidden
     random = np.random.default_rng(seed)
-    shapes = [(steps, lanes, inputs), (lanes, hidden), (lanes, hidden)]
-    shapes += [(inputs, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)]
-    shapes += [(3, hidden)] if peepholes else []
-    return [random.normal(scale=scale, size=shape) for shape in shapes]
+    shapes: list[tuple[int, ...] | None] = [(steps, lanes, inputs), (lanes, outputs), (lanes, hidden)]
+    shapes += [(inputs, 4 * hidden), (outputs, 4 * hidden), (4 * hidden,)]
+    shapes += [(3, hidden) if peepholes else None] if peepholes or projection else []
+    shapes += [(hidden, projection)] if projection else []
+    return [None if shape is None else random.normal(scale=scale, size=shape) for shape in shapes]
 
 
-def layer(values: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    outputs, carry = lstm_layer(values[0], LayerCarry(*values[1:3]), LayerWeights(*values[3:]))
+def constants(values: Sequence[np.ndarray | None]) -> list[tf.Tensor | None]:
+    return [None if value is None else tf.constant(value) for value in values]
+
+
+def layer(values: Sequence[tf.Tensor], kernel: Kernel = Kernel()) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:  # noqa: B008
+    outputs, carry = lstm_layer(values[0], LayerCarry(*values[1:3]), LayerWeights(*values[3:]), kernel=kernel)
     return outputs, carry.hidden, carry.cell
 
 
-@pytest.mark.parametrize("peepholes", [False, True])
+@cells
 @pytest.mark.parametrize("size", SIZES)
-def test_outputs_and_carry_are_those_of_the_equations(size: tuple[int, int, int, int], peepholes: bool) -> None:
-    values = arguments(size, peepholes=peepholes)
-    for found, wanted in zip(layer([tf.constant(value) for value in values]), reference(*values), strict=True):
+def test_outputs_and_carry_are_those_of_the_equations(size: tuple[int, int, int, int], cell: dict[str, Any]) -> None:
+    values = arguments(size, **cell)
+    for found, wanted in zip(layer(constants(values)), reference(*values), strict=True):
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("peepholes", [False, True])
+@cells
 @pytest.mark.parametrize("size", SIZES)
-def test_every_gradient_is_that_of_finite_differences(size: tuple[int, int, int, int], peepholes: bool) -> None:
-    """Of inputs, both carries, both matrices, the bias and the peepholes, by way of every output and both carries."""
-    values = arguments(size, peepholes=peepholes)
+def test_every_gradient_is_that_of_finite_differences(size: tuple[int, int, int, int], cell: dict[str, Any]) -> None:
+    """Of inputs, both carries and every weight, by way of every output and both carries."""
+    values = arguments(size, **cell)
     random = np.random.default_rng(1)
     upstream = [random.normal(size=result.shape) for result in reference(*values)]
 
     def loss(changed: Sequence[np.ndarray]) -> float:
         return sum(float((u * result).sum()) for u, result in zip(upstream, reference(*changed), strict=True))
 
-    tensors = [tf.constant(value) for value in values]
+    tensors = constants(values)
     with tf.GradientTape() as tape:
-        tape.watch(tensors)
+        tape.watch([tensor for tensor in tensors if tensor is not None])
         total = tf.add_n([tf.reduce_sum(u * result) for u, result in zip(upstream, layer(tensors), strict=True)])
-    for found, value in zip(tape.gradient(total, tensors), values, strict=True):
+    given = [value for value in values if value is not None]
+    for found, value in zip(tape.gradient(total, [t for t in tensors if t is not None]), given, strict=True):
         wanted = np.empty_like(value)
         for place in np.ndindex(value.shape):
             kept = value[place]
@@ -91,6 +109,25 @@ def test_every_gradient_is_that_of_finite_differences(size: tuple[int, int, int,
             wanted[place] = (above - loss(values)) / 2e-5
             value[place] = kept
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6, atol=1e-8)
+
+
+@cells
+@pytest.mark.parametrize("kernel", [Kernel(differentiated=True), Kernel(jit=True)], ids=["differentiated", "jit"])
+def test_every_kernel_computes_the_same(kernel: Kernel, cell: dict[str, Any]) -> None:
+    values = constants(arguments((5, 2, 3, 4), seed=5, **cell))
+    given = [value for value in values if value is not None]
+
+    @tf.function
+    def results(kernel: Kernel) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            found = layer(values, kernel)
+            random = np.random.default_rng(6)
+            total = tf.add_n([tf.reduce_sum(random.normal(size=result.shape) * result) for result in found])
+        return [*found, *tape.gradient(total, given)]
+
+    for found, wanted in zip(results(kernel), results(Kernel()), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-13)
 
 
 def peephole_cell(

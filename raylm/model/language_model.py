@@ -15,7 +15,7 @@ from raylm.config import ModelConfig
 from raylm.model.dropout import Masks
 from raylm.model.embedding import lookup
 from raylm.model.loss import cross_entropy_sum
-from raylm.model.lstm import LayerCarry, LayerWeights, lstm_layer
+from raylm.model.lstm import Kernel, LayerCarry, LayerWeights, lstm_layer
 from raylm.model.sampling import draw_candidates, sampled_cross_entropy_sum
 from raylm.model.shapes import weight_shapes, words_at_once
 from raylm.model.types import Tensor, Touch, untouched
@@ -34,6 +34,7 @@ class LanguageModel(tf.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.seed = seed
+        self._kernel = Kernel(differentiated=config.kernel == "loop", jit=config.jit)
         self.weights: dict[str, tf.Variable] = {
             name: tf.Variable(value, name=name.replace("/", "_"), trainable=True)
             for name, value in initial_weights(config, vocabulary, seed).items()
@@ -63,7 +64,7 @@ class LanguageModel(tf.Module):
             if masks is not None:
                 hidden = masks.drop(hidden, rate, layer)
             within = partial(_touch_within, touch, f"layer{layer}")
-            hidden, layer_carry = lstm_layer(hidden, carry[layer], self._layer(layer), within)
+            hidden, layer_carry = lstm_layer(hidden, carry[layer], self._layer(layer), within, self._kernel)
             hidden = within("outputs", hidden)
             next_carry.append(layer_carry)
         if masks is not None:

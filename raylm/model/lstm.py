@@ -1,7 +1,7 @@
 """One LSTM layer over time, with its gradient written out.
 
-Shapes: T time steps, B lanes, I inputs, H hidden units. Gates stand in the order input, forget, output, candidate,
-so that one sigmoid covers the first three:
+Shapes: T time steps, B lanes, I inputs, H cells, P outputs (H without a projection). Gates stand in the order input,
+forget, output, candidate, so that one sigmoid covers the first three:
 
     z_t = x_t K + h_{t-1} R + b                  [B, 4H]
     i, f, o = sigmoid(z_t[:, :3H])    g = tanh(z_t[:, 3H:])
@@ -11,8 +11,12 @@ With peepholes p_i, p_f, p_o [H] the gates see the cell too, the output gate the
 
     i, f = sigmoid(z + p_{i,f} * c_{t-1})    o = sigmoid(z + p_o * c_t)
 
+With a projection W [H, P] the output, and what the next time step sees of it, is smaller: h_t = (o * tanh(c_t)) W (Sak,
+Senior and Beaufays 2014, arXiv:1402.1128).
+
 Automatic differentiation would add a weight gradient at every time step. Here the backward loop carries only dh
-and dc; the gradients of K, R, b and p are one product or sum each over all time steps, and R is transposed once.
+and dc; the gradients of K, R, b, p and W are one product or sum each over all time steps, R and W are transposed once,
+and what dh and dc are multiplied with is computed for all time steps before the loop, peepholes included.
 """
 
 from __future__ import annotations
@@ -25,73 +29,105 @@ from raylm.model.types import Tensor, Touch, untouched
 
 
 class LayerWeights(NamedTuple):
-    """kernel [I, 4H], recurrent [H, 4H], bias [4H]; peepholes [3, H] of the input, forget and output gate, or None."""
+    """kernel [I, 4H], recurrent [P, 4H], bias [4H]; peepholes [3, H] of the input, forget and output gate, or None;
+    projection [H, P], or None."""
 
     kernel: Tensor
     recurrent: Tensor
     bias: Tensor
     peepholes: Tensor | None = None
+    projection: Tensor | None = None
 
 
 class LayerCarry(NamedTuple):
-    """What a lane remembers between windows: hidden [B, H] and cell [B, H]."""
+    """What a lane remembers between windows: hidden [B, P] and cell [B, H]."""
 
     hidden: Tensor
     cell: Tensor
 
 
+class Kernel(NamedTuple):
+    """How a layer is computed. differentiated: by TensorFlow, as a check of the gradient written out here. jit: the
+    loops over time are compiled by XLA."""
+
+    differentiated: bool = False
+    jit: bool = False
+
+
 def lstm_layer(
-    inputs_TBI: Tensor, carry: LayerCarry, weights: LayerWeights, touch: Touch = untouched
+    inputs_TBI: Tensor,
+    carry: LayerCarry,
+    weights: LayerWeights,
+    touch: Touch = untouched,
+    kernel: Kernel = Kernel(),  # noqa: B008 - a constant
 ) -> tuple[Tensor, LayerCarry]:
     """Runs one layer over a window; `touch` sees its gate activations `gates` [T, B, 4H].
 
-    Returns the outputs [T, B, H] and the carry after the last time step. No gradient flows to the carry's origin
+    Returns the outputs [T, B, P] and the carry after the last time step. No gradient flows to the carry's origin
     beyond this window (truncated BPTT cuts there); gradients with respect to the given carry are exact.
     """
-    lstm = tf.custom_gradient(lambda *tensors: _lstm(touch, *tensors))
-    outputs, hidden, cell = lstm(inputs_TBI, *carry, *(weight for weight in weights if weight is not None))
+    names = [name for name, weight in weights._asdict().items() if weight is not None]
+
+    def layer(inputs_TBI: Tensor, hidden_BP: Tensor, cell_BH: Tensor, *tensors: Tensor) -> tuple[Any, Any]:
+        given = LayerWeights(**dict(zip(names, tensors, strict=True)))
+        return _layer(touch, kernel, inputs_TBI, LayerCarry(hidden_BP, cell_BH), given)
+
+    tensors = [inputs_TBI, *carry, *(weight for weight in weights if weight is not None)]
+    run = (lambda *tensors: layer(*tensors)[0]) if kernel.differentiated else tf.custom_gradient(layer)
+    outputs, hidden, cell = run(*tensors)
     return outputs, LayerCarry(hidden, cell)
 
 
-def _lstm(
-    touch: Touch,
-    inputs_TBI: Tensor,
-    hidden_BH: Tensor,
-    cell_BH: Tensor,
-    kernel: Tensor,
-    recurrent: Tensor,
-    bias: Tensor,
-    peepholes: Tensor | None = None,
+def _layer(
+    touch: Touch, kernel: Kernel, inputs_TBI: Tensor, carry: LayerCarry, weights: LayerWeights
 ) -> tuple[Any, Any]:
-    projected_TBG = _product(inputs_TBI, kernel) + bias
-    gates, cells, squashed, outputs = _forward(projected_TBG, hidden_BH, cell_BH, recurrent, peepholes)
+    forward, backward = (_forward_jit, _backward_jit) if kernel.jit else (_forward, _backward)
+    projected_TBG = _product(inputs_TBI, weights.kernel) + weights.bias
+    gates, cells, outputs = forward(projected_TBG, *carry, weights.recurrent, weights.peepholes, weights.projection)
     gates = touch("gates", gates)
 
     def gradient(d_outputs: Tensor, d_hidden: Tensor, d_cell: Tensor) -> tuple[Tensor, ...]:
-        cells_before = tf.concat([cell_BH[None], cells[:-1]], 0)
-        hidden_before = tf.concat([hidden_BH[None], outputs[:-1]], 0)
-        d_projected, d_first_hidden, d_first_cell = _backward(
-            d_outputs, d_hidden, d_cell, gates, squashed, cells_before, tf.transpose(recurrent), peepholes
+        cells_before = tf.concat([carry.cell[None], cells[:-1]], 0)
+        outputs_before = tf.concat([carry.hidden[None], outputs[:-1]], 0)
+        d_projected, d_first_hidden, d_first_cell, d_hiddens = backward(
+            d_outputs,
+            d_hidden,
+            d_cell,
+            gates,
+            cells,
+            cells_before,
+            tf.transpose(weights.recurrent),
+            weights.peepholes,
+            None if weights.projection is None else tf.transpose(weights.projection),
         )
         rows = _rows(d_projected)
-        d_peepholes = () if peepholes is None else (_peephole_gradient(d_projected, cells_before, cells),)
-        return (
-            _product(d_projected, tf.transpose(kernel)),
+        gradients = [
+            _product(d_projected, tf.transpose(weights.kernel)),
             d_first_hidden,
             d_first_cell,
             tf.matmul(_rows(inputs_TBI), rows, transpose_a=True),
-            tf.matmul(_rows(hidden_before), rows, transpose_a=True),
+            tf.matmul(_rows(outputs_before), rows, transpose_a=True),
             tf.reduce_sum(rows, 0),
-            *d_peepholes,
-        )
+        ]
+        if weights.peepholes is not None:
+            gradients.append(_peephole_gradient(d_projected, cells_before, cells))
+        if weights.projection is not None:
+            unprojected = tf.split(gates, 4, 2)[2] * tf.tanh(cells)
+            gradients.append(tf.matmul(_rows(unprojected), _rows(d_hiddens), transpose_a=True))
+        return tuple(gradients)
 
     return (outputs, outputs[-1], cells[-1]), gradient
 
 
 def _forward(
-    projected_TBG: Tensor, hidden_BH: Tensor, cell_BH: Tensor, recurrent: Tensor, peepholes: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gate activations [T, B, 4H], cells, tanh(cells) and outputs [T, B, H] of every time step."""
+    projected_TBG: Tensor,
+    hidden_BP: Tensor,
+    cell_BH: Tensor,
+    recurrent: Tensor,
+    peepholes: Tensor | None,
+    projection: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gate activations [T, B, 4H], cells [T, B, H] and outputs [T, B, P] of every time step."""
     steps, width = tf.shape(projected_TBG)[0], cell_BH.shape[-1]
     if peepholes is not None:
         p_i, p_f, p_o = tf.unstack(peepholes)
@@ -108,9 +144,10 @@ def _forward(
             cell = f * cell + i * g
             o = tf.sigmoid(z_o + p_o * cell)
             gates = tf.concat([i, f, o, g], 1)
-        squashed = tf.tanh(cell)
-        hidden = o * squashed
-        values = (gates, cell, squashed, hidden)
+        hidden = o * tf.tanh(cell)
+        if projection is not None:
+            hidden = tf.matmul(hidden, projection)
+        values = (gates, cell, hidden)
         return (
             t + 1,
             hidden,
@@ -118,14 +155,14 @@ def _forward(
             *(array.write(t, value) for array, value in zip(saved, values, strict=True)),
         )
 
-    arrays = tuple(_array(projected_TBG, steps) for _ in range(4))
+    arrays = tuple(_array(projected_TBG, steps) for _ in range(3))
     _, _, _, *saved = tf.while_loop(
-        lambda t, *_: t < steps, step, (0, hidden_BH, cell_BH, *arrays), maximum_iterations=steps
+        lambda t, *_: t < steps, step, (0, hidden_BP, cell_BH, *arrays), maximum_iterations=steps
     )
-    batch = cell_BH.shape[0]
+    batch, outputs = cell_BH.shape[0], hidden_BP.shape[-1]
     return tuple(
         tf.ensure_shape(array.stack(), [projected_TBG.shape[0], batch, size])
-        for array, size in zip(saved, (4 * width, width, width, width), strict=True)
+        for array, size in zip(saved, (4 * width, width, outputs), strict=True)
     )
 
 
@@ -134,37 +171,49 @@ def _backward(
     d_hidden: Tensor,
     d_cell: Tensor,
     gates: Tensor,
-    squashed: Tensor,
+    cells: Tensor,
     cells_before: Tensor,
     recurrent_transposed: Tensor,
     peepholes: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the pre-activations [T, B, 4H] and of the first hidden and cell [B, H]."""
+    projection_transposed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of the pre-activations [T, B, 4H], of the first hidden [B, P] and cell [B, H], and with a projection of
+    every hidden [T, B, P]."""
     steps = tf.shape(gates)[0]
+    i, f, o, g = tf.split(gates, 4, 2)
+    squashed = tf.tanh(cells)
+    to_i, to_f, to_o, to_g = g * i * (1 - i), cells_before * f * (1 - f), squashed * o * (1 - o), i * (1 - g * g)
+    to_gates, to_cell, kept = tf.concat([to_i, to_f, to_o, to_g], 2), o * (1 - squashed * squashed), f
     if peepholes is not None:
         p_i, p_f, p_o = tf.unstack(peepholes)
+        to_cell, kept = to_cell + to_o * p_o, kept + to_i * p_i + to_f * p_f
 
-    def step(t: Tensor, d_hidden: Tensor, d_cell: Tensor, saved: Any) -> tuple[Any, ...]:
-        i, f, o, g = tf.split(gates[t], 4, 1)
+    def step(t: Tensor, d_hidden: Tensor, d_cell: Tensor, *saved: Any) -> tuple[Any, ...]:
         d_hidden = d_hidden + d_outputs[t]
-        d_o = d_hidden * squashed[t] * o * (1 - o)
-        d_cell = d_cell + d_hidden * o * (1 - tf.square(squashed[t]))
-        if peepholes is not None:
-            d_cell += d_o * p_o
-        d_i, d_f = d_cell * g * i * (1 - i), d_cell * cells_before[t] * f * (1 - f)
-        d_z = tf.concat([d_i, d_f, d_o, d_cell * i * (1 - tf.square(g))], 1)
-        d_cell = d_cell * f
-        if peepholes is not None:
-            d_cell += d_i * p_i + d_f * p_f
-        return t - 1, tf.matmul(d_z, recurrent_transposed), d_cell, saved.write(t, d_z)
+        values = (d_hidden,) * (len(saved) - 1)
+        if projection_transposed is not None:
+            d_hidden = tf.matmul(d_hidden, projection_transposed)
+        d_cell = d_cell + d_hidden * to_cell[t]
+        d_z = tf.concat([d_cell, d_cell, d_hidden, d_cell], 1) * to_gates[t]
+        return (
+            t - 1,
+            tf.matmul(d_z, recurrent_transposed),
+            d_cell * kept[t],
+            *(array.write(t, value) for array, value in zip(saved, (d_z, *values), strict=True)),
+        )
 
-    _, d_hidden, d_cell, saved = tf.while_loop(
-        lambda t, *_: t >= 0,
-        step,
-        (steps - 1, d_hidden, d_cell, _array(gates, steps)),
-        maximum_iterations=steps,
+    arrays = tuple(_array(gates, steps) for _ in range(1 if projection_transposed is None else 2))
+    _, d_hidden, d_cell, *saved = tf.while_loop(
+        lambda t, *_: t >= 0, step, (steps - 1, d_hidden, d_cell, *arrays), maximum_iterations=steps
     )
-    return tf.ensure_shape(saved.stack(), gates.shape), d_hidden, d_cell
+    d_projected, *d_hiddens = (
+        tf.ensure_shape(array.stack(), like.shape) for array, like in zip(saved, (gates, d_outputs), strict=False)
+    )
+    return d_projected, d_hidden, d_cell, d_hiddens[0] if d_hiddens else None
+
+
+_forward_jit = tf.function(_forward, jit_compile=True)
+_backward_jit = tf.function(_backward, jit_compile=True)
 
 
 def _peephole_gradient(d_projected: Tensor, cells_before: Tensor, cells: Tensor) -> Tensor:
