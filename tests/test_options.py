@@ -99,10 +99,15 @@ def test_every_field_is_an_option(key: str, value: Any) -> None:
     """A switch stands alone and turns its default over."""
     switch = isinstance(value, bool)
     for option in {key.replace("_", "-"), SHORTCUTS.get(key, key.replace("_", "-"))}:
-        config: Any = parse(f"--{option}", *(() if switch else plain(value)))
+        config: Any = parse(f"--{'no-' if value is True else ''}{option}", *(() if switch else plain(value)))
         for part in key.split("."):
             config = getattr(config, part)
         assert config == (not value if switch else value)
+
+
+def test_what_is_on_is_turned_off_by_an_option_that_is_named_where_the_word_is_wrong() -> None:
+    with pytest.raises(UserError, match=r"no option --report\.signals; did you mean --no-report\.signals"):
+        parse("--report.signals")
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ def _values(ahead: deque[str]) -> list[str]:
 
 
 def options_of(model: type[BaseModel]) -> list[str]:
-    """The option of every leaf of a model, without dashes before it."""
-    return [key.replace("_", "-") for key, _ in fields_of(model)]
+    """The option of every leaf of a model, without dashes before it: what is on is turned off by `no-` and its name."""
+    return [("no-" if field.default is True else "") + key.replace("_", "-") for key, field in fields_of(model)]
 
 
 def takes_many(field: FieldInfo) -> bool:
