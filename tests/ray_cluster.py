@@ -214,7 +214,15 @@ def _kill(process: int) -> None:
         return
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
+    """A port that nobody listens at, and that was not given before: it may not be in use yet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        port = int(probe.getsockname()[1])
+    if port in _given:
+        return free_port()
+    _given.add(port)
+    return port

@@ -31,12 +31,14 @@ COMMANDS: dict[str, dict[str, str]] = {
         "data": "verify, show, sample a dataset, or say what each lane reads where",
     },
     "Look before": {
+        "plan": "memory, hours and money that a run will take; refuses what cannot fit",
         "doctor": "what a run needs on every node, what is missing, and what to do",
         "config": "print the configuration that a recipe, a file and options make",
         "drill": "list the faults that --drill can inject, to see the recovery",
     },
     "Look while it trains": {
         "watch": "the live view of a run, from another terminal: raylm watch RUN",
+        "dashboard": "a Grafana dashboard of the gauges that runs export: raylm dashboard > raylm.json",
     },
     "Look after": {
         "diagnose": "is something wrong with a training, and what to do: raylm diagnose RUN",

@@ -1,0 +1,275 @@
+"""What a run will take, counted before it runs: memory, checkpoints, steps, and, from a pace, hours and money. Pure.
+
+The counts are of what the code holds: exact for parameters, slots, carry and checkpoints; for activations and logits
+the tensors that live at the widest point of a step. The pace of a device that was not tried is a guess, and called so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from raylm.config import OptimizerConfig, RunConfig
+from raylm.errors import UserError
+from raylm.model.shapes import rows_of, weight_shapes, words_at_once
+from raylm.training.topology import Topology
+
+FLOAT = 4
+"""Bytes of a number: all is single precision."""
+
+GIB = 1 << 30
+
+RUNTIME_BYTES = GIB
+"""Of a GPU, for CUDA, its libraries and what the allocator cannot use: assumed."""
+
+FILES_BYTES = 8 << 10
+"""Of a checkpoint, for its JSON and the headers of its arrays."""
+
+SLOTS = {"sgd": 0, "adam": 2}
+"""Slots of every optimizer that are as large as the weight."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a replica computes on. memory: bytes, None where it is the machine's. flops: useful floating-point
+    operations a second. loop_seconds: for one time step of one layer, forwards or backwards, beside its products."""
+
+    name: str
+    memory: int | None
+    flops: float
+    loop_seconds: float
+    assumption: str
+
+    def with_memory(self, size: int) -> Device:
+        """The same with so many bytes."""
+        return replace(self, memory=size)
+
+
+def _gpu(name: str, gib: int, peak: float) -> Device:
+    told = f"a third of the {peak:g} TFLOP/s of an {name}'s data sheet, 0.1 ms a time step and layer; never tried"
+    return Device(name, gib * GIB, peak * 1e12 / 3, 1e-4, told)
+
+
+GPUS = {
+    device.name: device
+    for device in (
+        _gpu("T4", 15, 8.1),
+        _gpu("V100", 16, 15.7),
+        _gpu("A10G", 22, 31.2),
+        _gpu("L4", 22, 30.3),
+        _gpu("L40S", 44, 91.6),
+        _gpu("A100", 40, 19.5),
+        _gpu("A100-80GB", 80, 19.5),
+        _gpu("H100", 80, 66.9),
+        _gpu("H200", 140, 66.9),
+    )
+}
+"""By NVIDIA's data sheets: memory that is left to programs, in GiB, and single-precision peak."""
+
+
+def cpu(cores: float) -> Device:
+    """So many cores of a machine."""
+    told = f"80 GFLOP/s a core, 0.1 ms a time step and layer, as ptb-small ran on two cores; {cores:g} here"
+    return Device("CPU", None, 80e9 * cores, 1e-4, told)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is trained on. targets: of an epoch; windows: updates that read them once; all_windows: those of all epochs;
+    longest: time steps of the longest window; held_out: targets of the valid and of the test text."""
+
+    vocabulary: int
+    targets: int
+    windows: int
+    all_windows: int
+    longest: int
+    held_out: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """parameters: trained scalars. lanes: of a replica. memory: bytes on each device by part; host: of the snapshots of
+    each worker. checkpoint: bytes of one; kept: of all that stay. steps: updates of the whole run; targets: those they
+    read. evaluations: of the valid text."""
+
+    parameters: int
+    lanes: int
+    memory: Mapping[str, int]
+    host: int
+    checkpoint: int
+    kept: int
+    steps: int
+    targets: float
+    evaluations: int
+
+
+def make_plan(config: RunConfig, text: Text, topology: Topology, device: Device) -> Plan:
+    """Counts a run; the first worker, whose topology it is, has the most lanes."""
+    parameters = count_parameters(config, text.vocabulary)
+    steps = config.steps or text.all_windows
+    kept = config.checkpoint
+    size = checkpoint_bytes(config, text.vocabulary)
+    for_good = steps // kept.keep_every if kept.keep_every else 0
+    carry = carry_bytes(config, text.vocabulary, topology.padded_lanes)
+    runtime = {} if device.memory is None else {"runtime": RUNTIME_BYTES}
+    snapshot = parameters * FLOAT + slot_bytes(config.optimizer, parameters) + carry
+    return Plan(
+        parameters=parameters,
+        lanes=topology.lanes_per_replica,
+        memory=memory_parts(config, text.vocabulary, text.longest, topology) | runtime,
+        host=config.guard.ring * snapshot,
+        checkpoint=size,
+        kept=(kept.keep_last + kept.keep_best + for_good) * size,
+        steps=steps,
+        targets=steps * text.targets / text.windows,
+        evaluations=-(-steps // text.windows),
+    )
+
+
+def count_parameters(config: RunConfig, vocabulary: int) -> int:
+    """Trained scalars."""
+    return sum(map(math.prod, weight_shapes(config.model, vocabulary).values()))
+
+
+def slot_bytes(optimizer: OptimizerConfig, parameters: int) -> int:
+    """Of the optimizer's slots; Adam counts its updates too."""
+    return FLOAT * (SLOTS[optimizer.name] * parameters + (optimizer.name == "adam"))
+
+
+def carry_bytes(config: RunConfig, vocabulary: int, lanes: int) -> int:
+    """Of hidden state and cell of every layer."""
+    return FLOAT * lanes * 2 * sum(width for _, width in _layers(config, vocabulary))
+
+
+def checkpoint_bytes(config: RunConfig, vocabulary: int) -> int:
+    """Of one checkpoint's arrays, and a round figure for the rest of its files."""
+    parameters = count_parameters(config, vocabulary)
+    arrays = parameters * FLOAT + slot_bytes(config.optimizer, parameters)
+    return arrays + carry_bytes(config, vocabulary, config.data.lanes) + FILES_BYTES
+
+
+def memory_parts(config: RunConfig, vocabulary: int, window: int, topology: Topology) -> dict[str, int]:
+    """Bytes on the device of one replica, by part, in a window of so many time steps."""
+    parameters = count_parameters(config, vocabulary)
+    rows = topology.lanes_per_replica * window
+    gradients = _gradient_floats(config, vocabulary, rows)
+    replicas = topology.workers * topology.replicas
+    sums = 0 if replicas == 1 else gradients
+    if topology.virtual_shards is not None:
+        gradients *= topology.shards_per_replica
+        sums *= max(topology.shards // topology.shards_per_replica // 2, 1)
+    embedding, layers = _width(config, vocabulary), _layers(config, vocabulary)
+    # Kept of each layer: its input after dropout, the product, gates, cells, their tanh, outputs; then, for one layer
+    # at a time, what its arrays are stacked into, or the gradients of the way back.
+    activations = embedding + sum(read + 11 * width for read, width in layers)
+    activations += max(read + 10 * width for read, width in layers)
+    return {
+        "weights": parameters * FLOAT,
+        "slots": slot_bytes(config.optimizer, parameters),
+        "gradients": gradients * FLOAT,
+        "sums over replicas": sums * FLOAT,
+        "activations": rows * activations * FLOAT,
+        "logits": _logit_floats(config, vocabulary, rows) * FLOAT,
+        "carry": 2 * carry_bytes(config, vocabulary, topology.lanes_per_replica),
+    }
+
+
+def _gradient_floats(config: RunConfig, vocabulary: int, rows: int) -> int:
+    kept = rows_of(config, vocabulary)
+    shapes = weight_shapes(config.model, vocabulary)
+    return sum(
+        (rows + kept[name]) * math.prod(shape[1:]) if name in kept else math.prod(shape)
+        for name, shape in shapes.items()
+    )
+
+
+def _logit_floats(config: RunConfig, vocabulary: int, rows: int) -> int:
+    """Logits, their exponentials and their gradients, of the words that are held at once."""
+    drawn = config.model.sampled_softmax
+    if drawn is None:
+        return 3 * rows * words_at_once(config.model.loss_chunk, rows, vocabulary)
+    return 3 * rows * min(drawn, vocabulary) + 2 * (min(drawn, vocabulary) + rows) * _width(config, vocabulary)
+
+
+def _width(config: RunConfig, vocabulary: int) -> int:
+    return weight_shapes(config.model, vocabulary)["embedding"][1]
+
+
+def _layers(config: RunConfig, vocabulary: int) -> list[tuple[int, int]]:
+    """What each layer reads, and its units."""
+    shapes = weight_shapes(config.model, vocabulary)
+    names = (f"lstm{layer}" for layer in range(config.model.layers))
+    return [(shapes[f"{name}/kernel"][0], shapes[f"{name}/recurrent"][0]) for name in names]
+
+
+def refuse_what_does_not_fit(plan: Plan, device: Device, config: RunConfig) -> None:
+    """Raises: UserError: a device has not the memory; says the numbers and what to change."""
+    needed = sum(plan.memory.values())
+    if device.memory is None or needed <= device.memory:
+        return
+    fixed = sum(plan.memory[part] for part in ("weights", "slots", "gradients", "sums over replicas", "runtime"))
+    largest = sorted(plan.memory.items(), key=lambda part: -part[1])[:3]
+    told = ", ".join(f"{part} {_gib(size)}" for part, size in largest)
+    if fixed > device.memory:
+        advice = "take a smaller model (--model.hidden), a smaller vocabulary, or a GPU with more memory"
+    elif plan.memory["logits"] > plan.memory["activations"]:
+        advice = "lower --model.loss-chunk, the words whose logits are held at once, or take --model.sampled-softmax"
+    else:
+        advice = "divide the lanes among more GPUs (--workers, --replicas), or lower --data.lanes or --data.window"
+    raise UserError(
+        f"the run needs {_gib(needed)} GiB on each GPU ({told}), and {device.name} has {_gib(device.memory)}: {advice}"
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f}"
+
+
+# The pace
+
+
+def operations(config: RunConfig, vocabulary: int) -> tuple[float, float]:
+    """Floating-point operations for one target in training, and in evaluation: two for a product and its sum, and as
+    many twice again on the way back; a softmax in pieces computes its logits once more."""
+    layers = 2 * sum(4 * width * (read + width) for read, width in _layers(config, vocabulary))
+    words = min(config.model.sampled_softmax or vocabulary, vocabulary)
+    softmax = 2 * words * _width(config, vocabulary)
+    return 3 * layers + 3 * softmax, layers + 2 * vocabulary * _width(config, vocabulary)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of training and, always estimated, of evaluation; the checkpoints that are written in that time."""
+
+    tokens_per_second: float
+    training: float
+    evaluation: float
+    checkpoints: int
+
+
+def time_of(
+    config: RunConfig, plan: Plan, text: Text, topology: Topology, device: Device, pace: float | None = None
+) -> Time:
+    """How long a run takes. pace: tokens a second, where it was measured."""
+    guess = text.targets / text.windows / step_seconds(config, text, topology, device)
+    pace = pace or guess
+    checkpoints = plan.steps // config.checkpoint.every + plan.evaluations
+    return Time(pace, plan.targets / pace, evaluation_seconds(config, text, plan, device), checkpoints)
+
+
+def step_seconds(config: RunConfig, text: Text, topology: Topology, device: Device) -> float:
+    """A guess at an update's time, the sum over replicas left out."""
+    targets = text.targets / text.windows / (topology.workers * topology.replicas)
+    window = config.data.window if config.data.mode == "stream" else targets / topology.lanes_per_replica
+    loops = 2 * config.model.layers * window * topology.shards_per_replica
+    return targets * operations(config, text.vocabulary)[0] / device.flops + loops * device.loop_seconds
+
+
+def evaluation_seconds(config: RunConfig, text: Text, plan: Plan, device: Device) -> float:
+    """A guess at the time of all evaluations, of the valid text after each epoch and of the test text at the end: one
+    replica reads one lane, or some sentences at once, while the others wait."""
+    targets = plan.evaluations * text.held_out[0] + text.held_out[1]
+    at_once = 1 if config.data.mode == "stream" else 16
+    loops = config.model.layers * device.loop_seconds / at_once
+    return targets * (operations(config, text.vocabulary)[1] / device.flops + loops)
