@@ -230,7 +230,7 @@ def workers_of(cluster_pid: int) -> list[int]:
         with suppress(OSError, ValueError):
             status = (entry / "stat").read_text()
             parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
-            if (entry / "cmdline").read_bytes().startswith(b"ray::Map(_do)"):
+            if (entry / "cmdline").read_bytes().startswith(b"ray::Map(prepare_piece)"):
                 found.append(int(entry.name))
     return [pid for pid in found if parents.get(parents.get(pid, 0)) == cluster_pid]
 

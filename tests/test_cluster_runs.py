@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_the_doctor_sees_every_node_and_names_one_that_does_not_answer(cluster: 
     assert re.search(r"WRONG +answers +[\d.]+ +did not answer in time", silent.stdout)
     assert re.search(r"WRONG +workers +cluster +--workers 3 .* do not fit", silent.stdout)
     assert not list(cluster.folder.glob("**/.raylm-doctor*"))
+
+
+def test_a_plan_is_measured_by_a_short_trial_that_leaves_nothing(cluster: Cluster) -> None:
+    words = cluster.train("planned")[2:]
+    done = cluster.run("raylm", "plan", "--json", "--measure", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert (told["measured"], told["workers"], told["steps"]) == (True, 1, 40)
+    assert told["tokens_per_hour"] > 0
+    assert not list((cluster.folder / "runs").glob("trial-*"))
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
@@ -131,12 +142,26 @@ def test_the_submitted_job_trains_and_its_exit_code_is_the_runs(cluster: Cluster
     assert "did you mean --steps?" in failed.stdout
 
 
+def exported(cluster: Cluster) -> str:
+    """What the nodes of a cluster tell Prometheus."""
+    code = (
+        "import ray, urllib.request; ray.init(log_to_driver=False, logging_level='ERROR'); "
+        "ask = lambda node: 'http://%s:%d/metrics' % (node['NodeManagerAddress'], node['MetricsExportPort']); "
+        "print(*(urllib.request.urlopen(ask(node)).read().decode() for node in ray.nodes() if node['Alive']))"
+    )
+    return cluster.run(sys.executable, "-c", code).stdout
+
+
 def test_a_stopped_job_saves_in_its_grace_period_and_says_how_to_go_on(cluster: Cluster) -> None:
     dashboard = {"RAY_ADDRESS": cluster.dashboard}
-    command = ("python", *cluster.train("stopped-job", "--workers", "2", *ENDLESS)[1:])
+    calm = ("--learning-rate", "0.1")  # for as long as the gauges take to come
+    command = ("python", *cluster.train("stopped-job", "--workers", "2", *ENDLESS, *calm)[1:])
     submitted = cluster.submit("--no-wait", "--submission-id", "job", "--", *command)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     cluster.wait_for("stopped-job", "step", 5)
+    shown = re.compile(r"^ray_raylm_(\w+)\{.*run=\"stopped-job\".*\} \d", re.MULTILINE)
+    wanted = {"step", "loss", "perplexity", "gradient_norm", "tokens_per_second", "data_wait", "rollbacks"}
+    cluster.wait(lambda: wanted <= set(shown.findall(exported(cluster))), "the gauges are not exported", 60)
     cluster.run("ray", "job", "stop", "job", check=True, **dashboard)
     assert cluster.summary("stopped-job")["status"] == "interrupted"
     resume = f"go on with: raylm resume --from-checkpoint {cluster.folder / 'runs' / 'stopped-job'}"

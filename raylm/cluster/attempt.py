@@ -49,7 +49,7 @@ class Attempt:
                 num_workers=workers, use_gpu=demand.gpus > 0, resources_per_worker=demand.resources
             ),
             run_config=TrainRunConfig(
-                name=run_name(),
+                name=f"{run_folder.name}-{run_name()}",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),

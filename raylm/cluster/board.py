@@ -47,9 +47,10 @@ class _Board:
 class Board:
     """The driver's end of the board. The actor lies on the driver's node: it does not die with a worker's."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
         here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
-        self.actor = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        name = f"board of {run}"
+        self.actor = _Board.options(scheduling_strategy=here, name=name).remote()  # type: ignore[attr-defined]
 
     def take(self, stop: bool) -> list[Message]:
         """All messages since the last call. stop: whether the workers are to save a checkpoint and end.

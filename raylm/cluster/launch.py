@@ -98,7 +98,7 @@ class _Driver:
     ) -> None:
         self._asked: ClusterConfig = record.config.cluster
         self._demand, self._run_folder, self._view, self._received = demand, run_folder, view, received
-        self._board = Board()
+        self._board = Board(run_folder.name)
         datasets = (record.datasets["train"], record.datasets["valid"], record.datasets["test"])
         self._mirror = mirror
         uri = mirror.uri if mirror else None

@@ -77,7 +77,7 @@ def on_ray(tasks_at_once: int | None = None) -> Runner:
         context.print_on_execution_start = False
         rows = [{"item": cloudpickle.dumps(item)} for item in items]
         outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _do,
+            prepare_piece,
             fn_kwargs={"work": cloudpickle.dumps(work), "driver": get_node_ip_address()},
             num_cpus=1,
             compute=TaskPoolStrategy(size=min(tasks_at_once or len(rows), len(rows))),
@@ -94,7 +94,7 @@ def on_ray(tasks_at_once: int | None = None) -> Runner:
     return run
 
 
-def _do(row: dict[str, Any], work: bytes, driver: str) -> dict[str, Any]:
+def prepare_piece(row: dict[str, Any], work: bytes, driver: str) -> dict[str, Any]:
     """One task: what it gives, or the mistake of the user's that it met, which is no reason to try again."""
     try:
         result = cloudpickle.loads(work)(cloudpickle.loads(row["item"]))

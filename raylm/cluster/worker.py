@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 import ray.train
 
 from raylm.checkpoint.mirror import Mirror
-from raylm.cluster.board import Poster
+from raylm.cluster.board import Message, Poster
+from raylm.cluster.gauges import Gauges
 from raylm.cluster.nodes import this_node
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
@@ -72,7 +73,8 @@ def run_worker(job: Job) -> dict[str, Any]:
         from raylm.training.loop import Outside, train  # here: the driver imports this module, and has
         # no use for TensorFlow, whose import takes seconds
 
-        outside = Outside(poster.publish, poster.stop_requested, _report)
+        publish = _shown(poster.publish, Gauges(run_folder.name)) if rank == 0 else poster.publish
+        outside = Outside(publish, poster.stop_requested, _report)
         config = job.config
         topology = Topology(rank, workers, job.replicas, config.data.lanes, config.cluster.fixed_shards)
         datasets = Datasets(job.corpus, *(open_dataset(folder) for folder in job.datasets))
@@ -92,6 +94,16 @@ def run_worker(job: Job) -> dict[str, Any]:
         if mirror is not None:
             with suppress(UserError):  # what is left are logs
                 mirror.push()
+
+
+def _shown(publish: Callable[[Message], None], gauges: Gauges) -> Callable[[Message], None]:
+    """Publishes each event, and shows its figures in Ray's metrics."""
+
+    def both(message: Message) -> None:
+        publish(message)
+        gauges.show(message)
+
+    return both
 
 
 def _report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:

@@ -7,14 +7,15 @@ and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may
                 unigram_nats? bigram_nats? (floors: guessing; the train text's words; its pairs, on the valid text)
     step        loss (nats a token) perplexity learning_rate gradient_norm tokens_per_second epoch steps_total
                 tokens (counted from the start of the run) clipped? (share of the gradients since the last step event
-                that were) signals? (name: figure, see raylm.training.signals)
+                that were) signals? (name: figure, see raylm.training.signals) data_wait? (share of the time since the
+                last step event in which the loop waited for data)
     eval        split (train, valid or test) nats perplexity tokens? seconds?
     sample      prompt text
     checkpoint  path? seconds? bytes? state_sha256? problem? (why it was not saved, in one line)
     incident    reason, and what the guard found
     rollback    to_step reason? skip? learning_rate_factor?
     verdict     verdict text folder: what the incident at `step` was found to be
-    resume      path epoch tokens_left (about) changes (key: [old, new] of each option that differs)
+    resume      path epoch tokens_left (about) changes (key: [old, new] of each option that differs) rollbacks (so far)
     resize      workers_before? workers replicas: the run goes on with another number of workers
     end         status (completed, failed or interrupted) reason?
 

@@ -179,6 +179,7 @@ class _Run:
         """Gives the next window to the device and moves the state past it, as if its update will be applied."""
         state = self.state
         window = self.reader.read()
+        self.record.waited = self.reader.waited
         position = window.cursor.position
         drill = due(self.drills, state.step, position, state.drills)
         if drill is not None:

@@ -54,13 +54,8 @@ class Recorder:
     ) -> None:
         """place: where others find the run, if not in `run_folder`."""
         self.place = place or str(run_folder)
-        self.config, self.run_folder, self.writes, self.publish, self.clock = (
-            config,
-            run_folder,
-            rank == 0,
-            publish,
-            clock,
-        )
+        self.config, self.run_folder, self.writes = config, run_folder, rank == 0
+        self.publish, self.clock = publish, clock
         self.tokens = 0
         self.resumes = 0
         self.workers_before: int | None = None
@@ -74,6 +69,7 @@ class Recorder:
         self.interval_tokens = 0
         self.interval_norms: list[float] = []
         self.signals: Mapping[str, float] = {}
+        self.waited = self.interval_waited = 0.0
         self.compiled = False
         self._lock = threading.Lock()
         if self.writes:
@@ -120,6 +116,7 @@ class Recorder:
                 epoch=cursor.epoch,
                 tokens_left=tokens_left,
                 changes=differences(made_with, to_be_kept(self.config)),
+                rollbacks=next((e.get("rollbacks") for e in reversed(history) if e["kind"] == "rollback"), 0),
             )
 
     def step(self, outcome: Outcome, total_steps: int) -> None:
@@ -136,9 +133,10 @@ class Recorder:
             return
         seconds = self.clock() - self.interval_began
         rate = self.interval_tokens / max(seconds, 1e-9) if self.compiled else None
+        wait = (self.waited - self.interval_waited) / max(seconds, 1e-9) if self.compiled else None
         self.compiled = True  # the first step's time is the compiler's
         self.rates.append(rate)
-        self.interval_tokens, self.interval_began = 0, self.clock()
+        self.interval_tokens, self.interval_began, self.interval_waited = 0, self.clock(), self.waited
         self.emit(
             "step",
             step,
@@ -148,6 +146,7 @@ class Recorder:
             learning_rate=outcome.learning_rate,
             gradient_norm=outcome.norm,
             tokens_per_second=rate,
+            data_wait=wait,
             epoch=outcome.epoch,
             steps_total=total_steps,
             tokens=self.tokens,
@@ -189,7 +188,7 @@ class Recorder:
     ) -> None:
         """The state is a snapshot's again, and so are the accounts."""
         self._take_over(accounts)
-        self.interval_tokens, self.interval_began = 0, self.clock()
+        self.interval_tokens, self.interval_began, self.interval_waited = 0, self.clock(), self.waited
         self.interval_norms.clear()
         skip = decision.left_out
         self.emit(
