@@ -27,6 +27,9 @@ from pydantic import (
     model_validator,
 )
 
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A share that is dropped."""
+
 
 class Section(BaseModel):
     """Frozen; unknown keys are refused; a field's docstring is its help text."""
@@ -115,11 +118,29 @@ class ModelConfig(Section):
     layers: PositiveInt = 2
     """LSTM layers."""
     hidden: PositiveInt = 200
-    """Units of the embedding and of each layer."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Units of each layer, and of the embedding where `embedding` is none."""
+    embedding: PositiveInt | None = None
+    """Units of the embedding, of the last layer and so of the softmax; none: as `hidden`."""
+    dropout: Rate = 0.0
     """Share dropped on the non-recurrent connections."""
+    input_dropout: Rate | None = None
+    """Share dropped of the first layer's input; none: as `dropout`."""
+    output_dropout: Rate | None = None
+    """Share dropped of the softmax's input; none: as `dropout`."""
+    locked_dropout: bool = False
+    """The same units are dropped at every time step of a window (Gal and Ghahramani 2016)."""
+    embedding_dropout: Rate = 0.0
+    """Share of the words of the vocabulary that a window reads as zeros."""
+    recurrent_dropout: Rate = 0.0
+    """Share of the weights of each layer's recurrent connection dropped in a window (DropConnect)."""
+    activation_regularization: NonNegativeFloat = 0.0
+    """Times the mean square of the softmax's input, is added to a token's loss in training (AR)."""
+    temporal_regularization: NonNegativeFloat = 0.0
+    """Times the mean square of the last layer's change between two time steps, is added as well (TAR)."""
+    init: Literal["uniform", "awd"] = "uniform"
+    """uniform: every parameter starts in ± init_scale. awd: each layer in ± 1/√units, the softmax's bias at zero."""
     init_scale: PositiveFloat = 0.1
-    """Every parameter starts uniform in ± this."""
+    """Parameters start uniform in ± this."""
     forget_bias: float = 0.0
     """Added to the forget gate's first bias."""
     peepholes: bool = False
@@ -138,6 +159,24 @@ class ModelConfig(Section):
     """Words drawn for each window, log-uniformly over ids, that the loss is estimated from in training (evaluation is
     exact); none: the exact loss. For vocabularies of 100,000 words and more."""
 
+    @property
+    def dropout_rates(self) -> tuple[float, ...]:
+        """Of the input of each layer and of the softmax."""
+        first = self.dropout if self.input_dropout is None else self.input_dropout
+        last = self.dropout if self.output_dropout is None else self.output_dropout
+        return (first, *[self.dropout] * (self.layers - 1), last)
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether anything is dropped."""
+        return any((*self.dropout_rates, self.embedding_dropout, self.recurrent_dropout))
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Of the embedding and of each layer: layer n reads units[n] and has units[n + 1]."""
+        ends = self.embedding or self.hidden
+        return (ends, *[self.hidden] * (self.layers - 1), ends)
+
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adam"] = "sgd"
@@ -153,6 +192,13 @@ class OptimizerConfig(Section):
     """Adam's decay of the second moment."""
     epsilon: PositiveFloat = 1e-8
     """Adam's smallest denominator."""
+    weight_decay: NonNegativeFloat = 0.0
+    """An update first takes this share, times the learning rate, of every weight from it."""
+    averaging: Literal["off", "triggered", "always"] = "off"
+    """Evaluate and use the mean of the weights after each update. always: from the first. triggered: from the end of
+    the first epoch whose validation loss is above the lowest of all but the last `patience` before it (NT-ASGD)."""
+    patience: PositiveInt = 5
+    """Epochs that the validation loss may go without falling, before averaging or `stop_early`."""
 
 
 class ScheduleConfig(Section):
@@ -293,6 +339,10 @@ class RunConfig(Section):
     """Passes over the training data."""
     steps: PositiveInt | None = None
     """Updates to stop after; default as many as the epochs have."""
+    start_from: str | None = None
+    """A run on the same text, or one of its checkpoints: its weights, at its best epoch, are this run's first ones."""
+    stop_early: bool = False
+    """End after the first epoch whose validation loss is above the lowest of all but the last `optimizer.patience`."""
     drill: tuple[str, ...] = ()
     """Faults to inject, KIND@STEP or KIND@STEP:WHERE each (`raylm drill` lists them)."""
     data: DataConfig = DataConfig()
@@ -312,8 +362,16 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
 
+    @property
+    def heeds_validation(self) -> bool:
+        """Whether the validation losses decide how the run goes on."""
+        return self.stop_early or self.optimizer.averaging == "triggered"
 
-FIXED = ("recipe", "name", "storage_path", "seed", "data.", "model.", "optimizer.name")
+
+FIXED = (
+    *("recipe", "name", "storage_path", "seed", "start_from", "data.", "model."),
+    *("optimizer.name", "optimizer.averaging"),
+)
 """What a run is made of: keys, or sections of them, that stay as they are when it goes on."""
 
 _FREE = ("data.data_dir", "data.cache_dir", "model.kernel", "model.jit")  # where the data lie, how it is computed

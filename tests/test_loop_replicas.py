@@ -57,7 +57,15 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"data": {"window": 2, "jitter": True}, "model": {"sampled_softmax": 5}}, id="streams"),
+        pytest.param(
+            {
+                "data": {"window": 2, "jitter": True},
+                "model": {"sampled_softmax": 5, "recurrent_dropout": 0.2, "temporal_regularization": 1.0},
+                "optimizer": {"averaging": "always"},
+                "stop_early": True,
+            },
+            id="streams",
+        ),
         pytest.param(
             {"data": SENTENCES, "model": {"peepholes": True, "tie_weights": True}},
             id="sentences",
@@ -68,8 +76,8 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
 def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
     data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Bit for bit, with dropout, lanes that two do not divide, in streams jittered windows, a sampled softmax and
-    gradients kept as rows, in sentences tied weights, a fault, and a stop that one worker was asked for."""
+    """Bit for bit, with dropout, lanes that two do not divide, a fault, and a stop that one worker was asked for. In
+    streams jittered windows, averaged weights, a sampled softmax, gradients kept as rows; in sentences tied weights."""
     config = tiny(drill=("nan-loss@9",), **changes)
     assert rows_of(config, WORDS) == ({"embedding": 0, "softmax": 5} if config.data.mode == "stream" else {})
     one = Call(attempt, config, data, tmp_path / "one", 2)

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from raylm.config import OptimizerConfig
+from raylm.optim.averaging import averages, stopped_falling
 from raylm.optim.clipping import clip_factor, global_norm
-from raylm.optim.optimizers import make_optimizer
+from raylm.optim.optimizers import Averaged, make_optimizer
 
 SHAPES = {"embedding": (7, 3), "bias": (5,), "scalar": ()}
 
@@ -20,17 +21,19 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def sgd(learning_rate: float) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
+def sgd(learning_rate: float, decay: float = 0.0) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
     def updates(weight: np.ndarray) -> Iterator[np.ndarray]:
         while True:
             gradient = yield weight
-            weight = weight - learning_rate * gradient
+            weight = weight - learning_rate * (gradient + decay * weight)
 
     return updates
 
 
-def adam(learning_rate: float, beta1: float, beta2: float, epsilon: float) -> Callable[..., Iterator[np.ndarray]]:
-    """Kingma and Ba 2015, algorithm 1, line by line."""
+def adam(
+    learning_rate: float, beta1: float, beta2: float, epsilon: float, decay: float = 0.0
+) -> Callable[..., Iterator[np.ndarray]]:
+    """Kingma and Ba 2015, algorithm 1, line by line; with the decay of Loshchilov and Hutter 2019, algorithm 2."""
 
     def updates(weight: np.ndarray) -> Iterator[np.ndarray]:
         first = second = np.zeros_like(weight)
@@ -40,7 +43,8 @@ def adam(learning_rate: float, beta1: float, beta2: float, epsilon: float) -> Ca
             second = beta2 * second + (1 - beta2) * gradient**2
             first_corrected = first / (1 - beta1**t)
             second_corrected = second / (1 - beta2**t)
-            weight = weight - learning_rate * first_corrected / (np.sqrt(second_corrected) + epsilon)
+            step = first_corrected / (np.sqrt(second_corrected) + epsilon)
+            weight = weight - learning_rate * (step + decay * weight)
 
     return updates
 
@@ -51,8 +55,10 @@ def adam(learning_rate: float, beta1: float, beta2: float, epsilon: float) -> Ca
         (OptimizerConfig(name="sgd"), sgd(0.1)),
         (OptimizerConfig(name="adam"), adam(0.1, 0.9, 0.999, 1e-8)),
         (OptimizerConfig(name="adam", beta1=0.0, beta2=0.5, epsilon=0.1), adam(0.1, 0.0, 0.5, 0.1)),
+        (OptimizerConfig(name="sgd", weight_decay=0.2), sgd(0.1, 0.2)),
+        (OptimizerConfig(name="adam", weight_decay=0.2), adam(0.1, 0.9, 0.999, 1e-8, 0.2)),
     ],
-    ids=["sgd", "adam", "adam with other constants"],
+    ids=["sgd", "adam", "adam with other constants", "sgd with decay", "adam with decay"],
 )
 def test_updates_are_the_published_ones(
     config: OptimizerConfig, reference: Callable[..., Iterator[np.ndarray]]
@@ -96,6 +102,46 @@ def test_adam_s_first_step_moves_every_weight_by_the_learning_rate() -> None:
     adam.apply([tf.constant(gradients[name]) for name in weights], tf.constant(1.0), tf.constant(0.01))
     for name, weight in weights.items():
         np.testing.assert_allclose(before[name] - weight.numpy(), 0.01 * np.sign(gradients[name]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_the_mean_is_of_the_weights_after_the_updates_that_are_averaged(name: str) -> None:
+    weights = {name: tf.Variable(value) for name, value in arrays(0).items()}
+    plain, optimizer = (
+        make_optimizer(OptimizerConfig.model_validate({"name": name, "averaging": averaging}), weights)
+        for averaging in ("off", "always")
+    )
+    assert isinstance(optimizer, Averaged)
+    assert list(optimizer.slots) == [*plain.slots, "average/embedding", "average/bias", "average/scalar", "averaged"]
+    seen = []
+    for step in range(5):
+        optimizer.apply([tf.constant(value) for value in arrays(step).values()], tf.constant(1.0), tf.constant(0.1))
+        if step > 1:
+            assert (averages(optimizer.slots) == {}) == (step == 2)
+            optimizer.average()
+            seen.append({name: weight.numpy() for name, weight in weights.items()})
+    for key, mean in averages(optimizer.slots).items():
+        np.testing.assert_allclose(mean, np.mean([each[key] for each in seen], axis=0), rtol=1e-5, atol=1e-6)
+        assert not np.allclose(mean, weights[key])
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "stopped"),
+    [
+        ((), 1, False),
+        ((5, 4), 1, False),
+        ((5, 4, 4.5), 1, False),  # lower than all but the last before it
+        ((5, 4, 4.5, 4.1), 1, True),
+        ((5, 4, 4.5, 4.1, 1), 1, True),  # once is for ever
+        ((3, 3, 3, 3), 1, False),
+        ((1, 9, 9, 9, 9, 9), 5, False),  # five are logged, and more than five are asked for
+        ((1, 9, 9, 9, 9, 9, 1), 5, False),
+        ((1, 9, 9, 9, 9, 9, 1.1), 5, True),
+        ((2, 1, 1, 1, 1, 1, 1.9), 5, False),  # the lowest lie among the last five
+    ],
+)
+def test_the_trigger_is_that_of_nt_asgd(losses: tuple[float, ...], patience: int, stopped: bool) -> None:
+    assert stopped_falling(losses, patience) == stopped
 
 
 def test_the_global_norm_is_of_all_gradients_as_one_vector() -> None:

@@ -134,7 +134,7 @@ def test_a_full_disk_is_told_of_and_checkpoints_come_again_when_there_is_room(
     assert [(info.step, info.complete) for info in kept] == [(0, True), (7, True), (21, True), (24, True)]
 
 
-ENDLESS: dict[str, Any] = {"epochs": 10**6, "data": {"jitter": True}, "schedule": {"kind": "constant"}}
+ENDLESS: dict[str, Any] = {"epochs": 1000, "data": {"jitter": True}, "schedule": {"kind": "constant"}}
 
 
 def _kill_again_and_again(data: Path, folder: Path, kills: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from raylm.checkpoint.locate import find
 from raylm.checkpoint.mirror import Mirror
 from raylm.cli.options import parse_run_config
 from raylm.cli.running import COMPLETED, open_view, run
@@ -26,7 +27,7 @@ SUMMARY = "Train a language model: by default a small one, for a few minutes, on
 
 def main(arguments: Sequence[str], program: str = "raylm train") -> int:
     """The exit code. Raises: UserError: a mistake of the user's."""
-    config = parse_run_config(arguments, program=program)
+    config = _found_everywhere(parse_run_config(arguments, program=program))
     parse_drills(config.drill)
     folder, mirror = run_folder(config)
     view = open_view(config.report.plain_seconds)
@@ -55,6 +56,16 @@ def run_folder(config: RunConfig) -> tuple[Path, Mirror | None]:
         mirror = Mirror(f"{base.rstrip('/')}/{name}{question}{options}", "driver")
         return mirror.folder, mirror
     return (Path(config.storage_path).expanduser() / name).resolve(), None
+
+
+def _found_everywhere(config: RunConfig) -> RunConfig:
+    """The configuration with what it starts from as every worker finds it. Raises: UserError: there is none."""
+    if config.start_from is None:
+        return config
+    found = find(config.start_from, "driver")
+    if found.mirror is not None:
+        return config
+    return config.model_copy(update={"start_from": str(found.checkpoint or found.folder)})
 
 
 def prepare(config: RunConfig, say: Callable[[str], None]) -> RunRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,15 +19,29 @@ class Masks:
 
     key: Tensor
 
-    def drop(self, values: Tensor, rate: float, place: int) -> Tensor:
+    def drop(self, values: Tensor, rate: float, place: int, locked: bool = False) -> Tensor:
         """Values with a share `rate` set to zero and the rest scaled by 1 / (1 - rate) (Srivastava et al. 2014).
 
-        `place` tells the sites of one window apart; the same place draws the same mask.
+        `place` tells the sites of one window apart; the same place draws the same mask. locked: one mask for all of the
+        first axis (Gal and Ghahramani 2016, arXiv:1512.05287).
         """
+        shape = tf.shape(values)
+        return self._drop(values, rate, place, tf.concat([[1], shape[1:]], 0) if locked else shape)
+
+    def drop_words(self, rows: Tensor, ids: Tensor, words: int, rate: float, place: int) -> Tensor:
+        """Rows [..., H] of ids below `words`, those of a share `rate` of all words set to zero wherever they stand (Gal
+        and Ghahramani 2016, section 4.2), the rest scaled."""
+        if rate == 0:
+            return rows
+        scales = self._drop(tf.ones([words], rows.dtype), rate, place, [words])
+        scales = tf.gather(scales, ids)[..., None]
+        return tf.where(scales > 0, rows * scales, tf.zeros_like(rows))
+
+    def _drop(self, values: Tensor, rate: float, place: int, shape: Any) -> Tensor:
         if rate == 0:
             return values
         key = tf.random.experimental.stateless_fold_in(self.key, place)
-        kept = tf.random.stateless_uniform(tf.shape(values), key, dtype=values.dtype, alg="philox") >= rate
+        kept = tf.random.stateless_uniform(shape, key, dtype=values.dtype, alg="philox") >= rate
         return tf.where(kept, values / (1 - rate), tf.zeros_like(values))
 
 

@@ -1,11 +1,13 @@
 """The language model: embedding, LSTM layers, softmax over the vocabulary.
 
 Dropout stands where Zaremba, Sutskever and Vinyals (2014, arXiv:1409.2329) put it: on the embedding's output,
-between layers and before the softmax, never on the recurrent connection.
+between layers and before the softmax, never on the recurrent connection. AWD-LSTM (Merity, Keskar and Socher 2017,
+arXiv:1708.02182) locks these masks over a window, drops whole words, and weights of the recurrent connection.
 """
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import numpy as np
@@ -57,19 +59,30 @@ class LanguageModel(tf.Module):
 
         `touch` sees `embedding`, and of each layer `layer0/gates`, `layer0/outputs`; in `loss_sum` also `logits`.
         """
-        rate = self.config.dropout
+        return self._outputs(inputs_TB, carry, masks, touch)[1:]
+
+    def _outputs(
+        self, inputs_TB: Tensor, carry: Carry, masks: Masks | None, touch: Touch
+    ) -> tuple[Tensor, Tensor, Carry]:
+        """`outputs`, and before them the same without the last dropout."""
+        config, rates = self.config, self.config.dropout_rates
         hidden = touch("embedding", lookup(self.weights["embedding"], inputs_TB))
+        if masks is not None:
+            hidden = masks.drop_words(hidden, inputs_TB, self.vocabulary, config.embedding_dropout, config.layers + 1)
         next_carry = []
-        for layer in range(self.config.layers):
+        for layer in range(config.layers):
+            weights = self._layer(layer)
             if masks is not None:
-                hidden = masks.drop(hidden, rate, layer)
+                hidden = masks.drop(hidden, rates[layer], layer, config.locked_dropout)
+                place = config.layers + 2 + layer
+                recurrent = masks.drop(weights.recurrent, config.recurrent_dropout, place)
+                weights = weights._replace(recurrent=recurrent)
             within = partial(_touch_within, touch, f"layer{layer}")
-            hidden, layer_carry = lstm_layer(hidden, carry[layer], self._layer(layer), within, self._kernel)
+            hidden, layer_carry = lstm_layer(hidden, carry[layer], weights, within, self._kernel)
             hidden = within("outputs", hidden)
             next_carry.append(layer_carry)
-        if masks is not None:
-            hidden = masks.drop(hidden, rate, self.config.layers)
-        return hidden, tuple(next_carry)
+        dropped = hidden if masks is None else masks.drop(hidden, rates[-1], config.layers, config.locked_dropout)
+        return hidden, dropped, tuple(next_carry)
 
     def loss_sum(
         self,
@@ -85,7 +98,21 @@ class LanguageModel(tf.Module):
 
         position: of the window, in training, where `sampled_softmax` estimates the loss; None: exact.
         """
-        hidden, next_carry = self.outputs(inputs_TB, carry, masks, touch)
+        loss, _, next_carry = self.losses(inputs_TB, targets_TB, weights_TB, carry, masks, touch, position)
+        return loss, next_carry
+
+    def losses(
+        self,
+        inputs_TB: Tensor,
+        targets_TB: Tensor,
+        weights_TB: Tensor,
+        carry: Carry,
+        masks: Masks | None,
+        touch: Touch = untouched,
+        position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Carry]:
+        """`loss_sum`, what the regularization adds to it in training (None where there is none), and the carry."""
+        raw, hidden, next_carry = self._outputs(inputs_TB, carry, masks, touch)
         rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
         softmax, bias = self.softmax, self.weights["softmax/bias"]
         targets, weights = tf.reshape(targets_TB, [-1]), tf.reshape(weights_TB, [-1])
@@ -95,7 +122,7 @@ class LanguageModel(tf.Module):
         else:
             chunk = words_at_once(self.config.loss_chunk, rows.shape[0], self.vocabulary)
             loss = cross_entropy_sum(rows, softmax, bias, targets, weights, touch, chunk)
-        return loss, next_carry
+        return loss, self._regularization(raw, hidden, weights_TB), next_carry
 
     def next_logits(self, token_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Logits [B, V] of the word after `token_B`, and the carry."""
@@ -108,8 +135,21 @@ class LanguageModel(tf.Module):
 
     def zero_carry(self, lanes: int) -> Carry:
         """The carry of lanes that have read nothing."""
-        zeros = tf.zeros([lanes, self.config.hidden])
-        return tuple(LayerCarry(zeros, zeros) for _ in range(self.config.layers))
+        zeros = (tf.zeros([lanes, units]) for units in self.config.units[1:])
+        return tuple(LayerCarry(part, part) for part in zeros)
+
+    def _regularization(self, raw_TBH: Tensor, dropped_TBH: Tensor, weights_TB: Tensor) -> Tensor | None:
+        """AR and TAR (Merity, McCann and Socher 2017, arXiv:1708.01009), summed over the window's real targets."""
+        alpha, beta = self.config.activation_regularization, self.config.temporal_regularization
+        terms = []
+        if alpha:
+            terms.append(alpha * tf.reduce_sum(weights_TB * tf.reduce_mean(tf.square(dropped_TBH), -1)))
+        if beta:
+            steps = tf.cast(tf.shape(raw_TBH)[0], raw_TBH.dtype)
+            changes_TB = tf.reduce_mean(tf.square(raw_TBH[1:] - raw_TBH[:-1]), -1)
+            whole = steps / tf.maximum(steps - 1, 1)  # the mean is over changes, one fewer than time steps
+            terms.append(beta * whole * tf.reduce_sum(weights_TB[1:] * changes_TB))
+        return tf.add_n(terms) if terms else None
 
     def _layer(self, layer: int) -> LayerWeights:
         return LayerWeights(*(self.weights.get(f"lstm{layer}/{part}") for part in LayerWeights._fields))
@@ -120,18 +160,25 @@ def _touch_within(touch: Touch, part: str, name: str, tensor: Tensor) -> Tensor:
 
 
 def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str, np.ndarray]:
-    """Every parameter from U(−init_scale, init_scale), from Philox keyed by the seed; then the forget bias is added.
+    """Every parameter uniform around zero (`init`), from Philox keyed by the seed; then the forget bias is added.
 
     Drawn in a fixed order on the host, so the same seed gives the same weights on any device and any rank.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
-    weights = {
-        name: generator.random(shape, np.float32) * np.float32(2 * config.init_scale) - np.float32(config.init_scale)
-        for name, shape in weight_shapes(config, vocabulary).items()
-    }
-    for layer in range(config.layers):
-        weights[f"lstm{layer}/bias"][config.hidden : 2 * config.hidden] += np.float32(config.forget_bias)
+    weights = {}
+    for name, shape in weight_shapes(config, vocabulary).items():
+        scale = _initial_scale(config, name)
+        weights[name] = generator.random(shape, np.float32) * np.float32(2 * scale) - np.float32(scale)
+    for layer, units in enumerate(config.units[1:]):
+        weights[f"lstm{layer}/bias"][units : 2 * units] += np.float32(config.forget_bias)
     return weights
+
+
+def _initial_scale(config: ModelConfig, name: str) -> float:
+    if config.init == "uniform" or name in ("embedding", "softmax"):
+        return config.init_scale
+    layer = re.match(r"lstm(\d+)/", name)
+    return config.units[int(layer[1]) + 1] ** -0.5 if layer else 0.0
 
 
 def carry_names(layers: int) -> list[str]:

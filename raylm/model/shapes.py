@@ -3,6 +3,7 @@ TensorFlow, for those who only count."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from raylm.config import ModelConfig, RunConfig
@@ -14,16 +15,16 @@ _MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
 
 def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
     """Every weight's shape, in the order in which they are drawn and saved."""
-    hidden = config.hidden
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, hidden)}
-    for layer in range(config.layers):
-        shapes[f"lstm{layer}/kernel"] = (hidden, 4 * hidden)
+    units = config.units
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, units[0])}
+    for layer, (inputs, hidden) in enumerate(pairwise(units)):
+        shapes[f"lstm{layer}/kernel"] = (inputs, 4 * hidden)
         shapes[f"lstm{layer}/recurrent"] = (hidden, 4 * hidden)
         shapes[f"lstm{layer}/bias"] = (4 * hidden,)
         if config.peepholes:
             shapes[f"lstm{layer}/peepholes"] = (3, hidden)
     if not config.tie_weights:
-        shapes["softmax"] = (vocabulary, hidden)
+        shapes["softmax"] = (vocabulary, units[-1])
     shapes["softmax/bias"] = (vocabulary,)
     return shapes
 

@@ -103,6 +103,8 @@ def to_be_kept(config: RunConfig) -> dict[str, Any]:
     """A configuration for files: without the credentials of the URIs in it."""
     tree = config.model_dump(mode="json")
     tree["storage_path"] = without_credentials(tree["storage_path"])
+    if tree["start_from"] is not None:
+        tree["start_from"] = without_credentials(tree["start_from"])
     tree["data"]["corpus"] = [without_credentials(place) for place in tree["data"]["corpus"]]
     return tree
 

@@ -1,4 +1,4 @@
-"""Updates: stochastic gradient descent and Adam, over plain variables.
+"""Updates: stochastic gradient descent and Adam, over plain variables, and the mean of the weights after them.
 
 An optimizer owns its slots as variables created before the first step, in the weights' order on every rank. `apply`
 takes gradients that are already summed over all replicas, each row once: it scales them and moves the weights, in
@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from raylm.config import OptimizerConfig
 from raylm.model.types import Tensor
+from raylm.optim.averaging import COUNT, PREFIX
 from raylm.optim.rows import Gradient, RowGradient, dense
 
 
@@ -27,13 +28,14 @@ class Optimizer(Protocol):
 
 
 class SGD:
-    """w ← w − lr · g. No slots."""
+    """w ← w − lr · (g + decay · w). No slots."""
 
-    def __init__(self, weights: Mapping[str, tf.Variable]) -> None:
-        self.weights = weights
+    def __init__(self, weights: Mapping[str, tf.Variable], weight_decay: float = 0.0) -> None:
+        self.weights, self.weight_decay = weights, weight_decay
         self.slots: Mapping[str, tf.Variable] = {}
 
     def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
+        _decay(self.weights, self.weight_decay, learning_rate)
         scale = factor * learning_rate
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
             if isinstance(gradient, RowGradient):
@@ -48,11 +50,14 @@ class Adam:
     """Adam with bias correction (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
 
     Every row's moments decay at every step, whether it was read or not. TensorFlow's update is the paper's faster form,
-    whose epsilon is not divided by the bias correction as algorithm 1's is: so it is multiplied by it.
+    whose epsilon is not divided by the bias correction as algorithm 1's is: so it is multiplied by it. Weights decay
+    apart from the moments (Loshchilov and Hutter 2019, arXiv:1711.05101).
     """
 
-    def __init__(self, weights: Mapping[str, tf.Variable], beta1: float, beta2: float, epsilon: float) -> None:
-        self.weights = weights
+    def __init__(
+        self, weights: Mapping[str, tf.Variable], beta1: float, beta2: float, epsilon: float, weight_decay: float = 0.0
+    ) -> None:
+        self.weights, self.weight_decay = weights, weight_decay
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.slots: Mapping[str, tf.Variable] = {
             f"{name}/{moment}": tf.Variable(tf.zeros_like(weight), trainable=False)
@@ -61,6 +66,7 @@ class Adam:
         } | {"updates": tf.Variable(0.0, trainable=False)}
 
     def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
+        _decay(self.weights, self.weight_decay, learning_rate)
         updates = self.slots["updates"]
         updates.assign_add(1.0)
         count = updates.read_value()
@@ -80,8 +86,35 @@ class Adam:
             )
 
 
+class Averaged:
+    """Another optimizer's updates, and the mean of the weights after those that `average` follows
+    (`raylm.optim.averaging`)."""
+
+    def __init__(self, optimizer: Optimizer, weights: Mapping[str, tf.Variable]) -> None:
+        self.weights = weights
+        self.apply = optimizer.apply
+        self.means = {name: tf.Variable(tf.zeros_like(weight), trainable=False) for name, weight in weights.items()}
+        self.count = tf.Variable(0.0, trainable=False)
+        means = {PREFIX + name: mean for name, mean in self.means.items()}
+        self.slots: Mapping[str, tf.Variable] = {**optimizer.slots, **means, COUNT: self.count}
+
+    def average(self) -> None:
+        """Takes the weights as they are into their mean."""
+        self.count.assign_add(1.0)
+        share = 1 / self.count.read_value()
+        for name, weight in self.weights.items():
+            self.means[name].assign_add(share * (weight - self.means[name]))
+
+
+def _decay(weights: Mapping[str, tf.Variable], decay: float, learning_rate: Tensor) -> None:
+    if decay:
+        for weight in weights.values():
+            tf.raw_ops.ResourceApplyGradientDescent(var=weight.handle, alpha=decay * learning_rate, delta=weight)
+
+
 def make_optimizer(config: OptimizerConfig, weights: Mapping[str, tf.Variable]) -> Optimizer:
     """The optimizer that the config names."""
+    optimizer: Optimizer = SGD(weights, config.weight_decay)
     if config.name == "adam":
-        return Adam(weights, config.beta1, config.beta2, config.epsilon)
-    return SGD(weights)
+        optimizer = Adam(weights, config.beta1, config.beta2, config.epsilon, config.weight_decay)
+    return optimizer if config.averaging == "off" else Averaged(optimizer, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raylm.config import RunConfig
+from raylm.optim.averaging import stopped_falling
 from raylm.training.state import State
 
 
@@ -16,9 +17,22 @@ class Agenda:
 
     def over(self, state: State) -> bool:
         """Whether the run has come to its end."""
+        if self.stopped_early(state):
+            return True
         if self.config.steps is not None:
             return state.step >= self.config.steps
         return state.cursor.epoch >= self.config.epochs
+
+    def stopped_early(self, state: State) -> bool:
+        """Whether the validation loss ends the run."""
+        return self.config.stop_early and stopped_falling(state.validation, self.config.optimizer.patience)
+
+    def averages(self, state: State) -> bool:
+        """Whether the weights after the next update go into their mean."""
+        optimizer = self.config.optimizer
+        if optimizer.averaging == "triggered":
+            return stopped_falling(state.validation, optimizer.patience)
+        return optimizer.averaging == "always"
 
     def evaluation(self, state: State) -> bool:
         """Whether the model is to be evaluated: after each epoch and at the end."""

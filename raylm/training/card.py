@@ -65,7 +65,8 @@ An id outside the vocabulary is an error. The functions are for inference; they 
 
 def _head(trained: Trained) -> str:
     model = trained.config.model
-    return f"""A word language model trained with raylm: {model.layers} LSTM layers of {model.hidden} units, \
+    units = ", ".join(map(str, dict.fromkeys(model.units[1:])))
+    return f"""A word language model trained with raylm: {model.layers} LSTM layers of {units} units, \
 {len(trained.vocabulary):,} words.
 Step {trained.step:,} of recipe {trained.config.recipe}; state_sha256 {trained.state_sha256}.
 """

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from raylm.checkpoint.locate import find
 from raylm.checkpoint.mirror import FOLDER
-from raylm.checkpoint.snapshot import Arrays
+from raylm.checkpoint.snapshot import Arrays, Snapshot
 from raylm.checkpoint.store import CheckpointStore
 from raylm.checkpoint.tensors import decode
 from raylm.config import RunConfig
@@ -27,6 +27,7 @@ from raylm.data.vocabulary import Vocabulary
 from raylm.errors import UserError
 from raylm.observe.events import read_events, validation_losses
 from raylm.observe.run_folder import RunRecord, read_record
+from raylm.optim.averaging import averages
 
 WEIGHTS, VOCABULARY, CONFIG, FORMAT = "model.safetensors", "vocabulary.txt", "config.json", "raylm-weights-1"
 """The files of an export of weights, and what its config.json calls itself."""
@@ -90,13 +91,39 @@ def load_trained(path: str, prepare_again: PrepareAgain, say: Callable[[str], No
     return Trained(
         checkpoint,
         record.config,
-        snapshot.weights,
+        weights_in_use(snapshot),
         train.vocabulary,
         tokenizer,
         snapshot.step,
         manifest.state_sha256,
         record.datasets,
     )
+
+
+def starting_weights(path: str, dataset_id: str, rank: int) -> Arrays:
+    """The weights of a checkpoint, of a run those of the lowest validation loss; where they are averaged, the means.
+
+    Raises:
+        UserError: there is none, or it is damaged, or was trained on another dataset than this one.
+    """
+    folder, checkpoint, mirror = found = find(path, f"rank-{rank}")
+    if checkpoint is None:
+        checkpoint = folder / FOLDER / _best(found.store, validation_losses(read_events(folder)))
+    if mirror is not None:
+        mirror.pull(checkpoint.name)
+    store = CheckpointStore(folder / FOLDER)
+    trained_on = store.manifest(checkpoint).dataset_id
+    if trained_on != dataset_id:
+        raise UserError(
+            f"--start-from {checkpoint}: it was trained on dataset {trained_on[:12]}, this run reads "
+            f"{dataset_id[:12]}: its words are others"
+        )
+    return weights_in_use(store.load(checkpoint))
+
+
+def weights_in_use(snapshot: Snapshot) -> Arrays:
+    """What is evaluated and used: the means of the weights, where they are averaged."""
+    return averages(snapshot.slots) or snapshot.weights
 
 
 def _training_text(

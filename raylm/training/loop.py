@@ -26,16 +26,18 @@ from raylm.guard.watchdog import FolderMarks, Watchdog
 from raylm.observe.summary import Summary
 from raylm.optim.schedules import learning_rate
 from raylm.training.agenda import Agenda
+from raylm.training.averaging import averaged, compile_averaging, of_first_rank
 from raylm.training.datasets import Datasets, open_source, rate_factor
 from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.inject import strike_of, strike_process, strike_state, struck_batch
 from raylm.training.investigation import Investigation
+from raylm.training.loading import starting_weights
 from raylm.training.record import Recorder, tokens_of
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.saving import Saver
 from raylm.training.signals import named
-from raylm.training.state import State, capture, check_same_start, fresh_carry, make_replicas, restore
+from raylm.training.state import State, assign_all, capture, check_same_start, fresh_carry, make_replicas, restore
 from raylm.training.step import Batch, Control, StepResult, compile_step
 from raylm.training.topology import Topology
 
@@ -123,6 +125,7 @@ class _Run:
         self.record.wait("building the model")
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
         self.step = compile_step(self.replicas, config)
+        self.average = compile_averaging(self.replicas)
         self.evaluator = Evaluator(self.replicas.model, config.data)
         all_lanes = open_source(config, datasets.train, topology.undivided)
         investigation = Investigation(config, topology, all_lanes, self.record, run_folder, self.total_steps)
@@ -137,6 +140,9 @@ class _Run:
         check_same_start(self.replicas, None if newest is None else newest[0].step)
         if newest is None:
             self.state = State(0, self.source.start(), Ledger(), fresh_carry(self.replicas))
+            if self.config.start_from is not None:
+                weights = starting_weights(self.config.start_from, self.datasets.train.dataset_id, self.topology.rank)
+                assign_all("model", self.replicas.model.weights, weights)
         else:
             snapshot, manifest = newest
             self.state = restore(self.replicas, snapshot)
@@ -170,7 +176,8 @@ class _Run:
             if self._anything_due():
                 self._pause()
                 if self.agenda.over(self.state):
-                    return "completed", f"{self.state.step} updates"
+                    why = ": the validation loss fell no more" if self.agenda.stopped_early(self.state) else ""
+                    return "completed", f"{self.state.step} updates{why}"
             with nullcontext() if self.compiled else self.watchdog.busy():
                 self._send()
                 self.compiled = True
@@ -199,6 +206,8 @@ class _Run:
         )
         batch = Batch(*map(tf.constant, (inputs, window.targets, weights, window.reset_lanes)))
         result, state.carry = self.step(batch, state.carry, control)
+        if self.agenda.averages(state):
+            self.average()
         self.sent.append(_Sent(state.step, window, rate, drill, result))
         state.step, state.cursor = state.step + 1, self.reader.cursor
 
@@ -272,15 +281,26 @@ class _Run:
         """Rank 0 evaluates while the others wait; then every rank reports."""
         state = self.state
         state.epochs_evaluated = state.cursor.epoch
+        loss = self._score("valid")
+        if self.config.heeds_validation:
+            state.validation += (of_first_rank(self.replicas, loss),) * (state.cursor.epoch - len(state.validation))
+        if self.agenda.over(state):
+            self._score("test")
         if self.topology.rank == 0:
-            for split in ("valid", "test") if self.agenda.over(self.state) else ("valid",):
-                self.record.wait(f"evaluating on the {split} text")
-                began = self.record.clock()
-                with self.record.apart(), self._long():
-                    score = self.evaluator.score(getattr(self.datasets, split))
-                self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
             self.saver.publish(behind=True)
         self.outside.report(self.record.metrics(), self.saver.newest)
+
+    def _score(self, split: str) -> float:
+        """Nats a token, on rank 0."""
+        if self.topology.rank > 0:
+            return 0.0
+        state = self.state
+        self.record.wait(f"evaluating on the {split} text")
+        began = self.record.clock()
+        with self.record.apart(), self._long(), averaged(self.replicas):
+            score = self.evaluator.score(getattr(self.datasets, split))
+        self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
+        return score.nats
 
     def _save(self) -> None:
         """Saves the state, which was looked at after its last step. The capture is a collective."""

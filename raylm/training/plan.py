@@ -133,8 +133,9 @@ def count_parameters(config: RunConfig, vocabulary: int) -> int:
 
 
 def slot_bytes(optimizer: OptimizerConfig, parameters: int) -> int:
-    """Of the optimizer's slots; Adam counts its updates too."""
-    return FLOAT * (SLOTS[optimizer.name] * parameters + (optimizer.name == "adam"))
+    """Of the optimizer's slots and of means of the weights; Adam and a mean count their updates too."""
+    means = optimizer.averaging != "off"
+    return FLOAT * ((SLOTS[optimizer.name] + means) * parameters + (optimizer.name == "adam") + means)
 
 
 def carry_bytes(config: RunConfig, vocabulary: int, lanes: int) -> int:

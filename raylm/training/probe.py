@@ -85,7 +85,7 @@ class Probe:
         assign_all("optimizer", self.optimizer.slots, snapshot.slots)
         parts = []
         for name in carry_names(self.model.config.layers):
-            padded = np.zeros((len(self.incident.last.inputs), self.model.config.hidden), np.float32)
+            padded = np.zeros((len(self.incident.last.inputs), snapshot.carry[name].shape[1]), np.float32)
             padded[: len(snapshot.carry[name])] = snapshot.carry[name]
             parts.append(padded)
         self.carry = [
@@ -148,7 +148,7 @@ class Probe:
         self, batch: Batch, carry: Carry, control: Control, share: Tensor, look: Touch = untouched
     ) -> Share:
         masks = None
-        if self.model.config.dropout:
+        if self.model.config.draws_masks:
             masks = Masks(mask_key(self.incident.config.seed, control.position, share * self.lanes_each))
         strike: Touch = untouched
         if control.strike is not None:

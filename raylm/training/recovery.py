@@ -143,6 +143,7 @@ class Recovery:
         back.ledger, back.drills = decision.ledger, state.drills
         back.cursor = self.source.settle(decision.ledger.apply(back.cursor))
         back.epochs_evaluated = min(state.epochs_evaluated, back.cursor.epoch)
+        back.validation = state.validation[: back.epochs_evaluated]
         factor = self.learning_rate_factor(back, back.cursor.position)
         self.record.rollback(outcome, back.step, accounts, decision, factor)
         return back

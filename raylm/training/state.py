@@ -30,8 +30,9 @@ from raylm.training.topology import Topology
 class State:
     """Where a run stands: updates applied, what was read, what the guard remembers, each replica's carry.
 
-    drills: those injected so far; epochs_evaluated: epochs after which the model was evaluated. Both are kept in
-    checkpoints, but are no part of `state_sha256`.
+    drills: those injected so far; epochs_evaluated: epochs after which the model was evaluated; validation: its loss
+    then, in nats a token, for each of them, where decisions hang on it. All are kept in checkpoints, but are no part of
+    `state_sha256`.
     """
 
     step: int
@@ -40,6 +41,7 @@ class State:
     carry: Any
     drills: tuple[str, ...] = ()
     epochs_evaluated: int = 0
+    validation: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,18 @@ def capture(
     names = carry_names(replicas.model.config.layers)
     return Snapshot(
         step=state.step,
-        weights=kept.weights if kept else _on_host(replicas.model.weights),
-        slots=kept.slots if kept else _on_host(replicas.optimizer.slots),
+        weights=kept.weights if kept else on_host(replicas.model.weights),
+        slots=kept.slots if kept else on_host(replicas.optimizer.slots),
         carry={name: part.numpy() for name, part in zip(names, carry, strict=True)},
         cursor=state.cursor.to_json(),
         ledger=state.ledger.to_json(),
         rng={"seed": seed},
-        extra={**extra, "drills": list(state.drills), "epochs_evaluated": state.epochs_evaluated},
+        extra={
+            **extra,
+            "drills": list(state.drills),
+            "epochs_evaluated": state.epochs_evaluated,
+            "validation": list(state.validation),
+        },
     )
 
 
@@ -147,17 +154,17 @@ def restore(replicas: Replicas, snapshot: Snapshot) -> State:
     """
     assign_all("model", replicas.model.weights, snapshot.weights)
     assign_all("optimizer", replicas.optimizer.slots, snapshot.slots)
-    topology, config = replicas.topology, replicas.model.config
+    topology, model = replicas.topology, replicas.model
     worker_carry = []
-    for name in carry_names(config.layers):
-        lanes = snapshot.carry.get(name)
-        if lanes is None or lanes.shape != (topology.lanes, config.hidden):
+    for name, part in zip(carry_names(model.config.layers), tf.nest.flatten(model.zero_carry(1)), strict=True):
+        lanes, width = snapshot.carry.get(name), part.shape[1]
+        if lanes is None or lanes.shape != (topology.lanes, width):
             found = "nothing" if lanes is None else f"{lanes.shape[0]} lanes × {lanes.shape[1]}"
             raise UserError(
-                f"the checkpoint's carry {name} holds {found}, the run has {topology.lanes} lanes × {config.hidden}: "
+                f"the checkpoint's carry {name} holds {found}, the run has {topology.lanes} lanes × {width}: "
                 "resume with the data.lanes and the model it was made with"
             )
-        padded = np.zeros((topology.padded_lanes, config.hidden), np.float32)
+        padded = np.zeros((topology.padded_lanes, width), np.float32)
         mine = lanes[topology.first_lane : topology.stop_lane]
         padded[: len(mine)] = mine
         worker_carry.append(padded)
@@ -168,6 +175,7 @@ def restore(replicas: Replicas, snapshot: Snapshot) -> State:
         carry=_place(replicas, worker_carry),
         drills=tuple(snapshot.extra.get("drills", ())),
         epochs_evaluated=int(snapshot.extra.get("epochs_evaluated", 0)),
+        validation=tuple(map(float, snapshot.extra.get("validation", ()))),
     )
 
 
@@ -191,8 +199,8 @@ def keep(replicas: Replicas, state: State, accounts: Any) -> HostState:
     results = replicas.strategy.experimental_local_results
     return HostState(
         position=state.cursor.position,
-        weights=_on_host(replicas.model.weights),
-        slots=_on_host(replicas.optimizer.slots),
+        weights=on_host(replicas.model.weights),
+        slots=on_host(replicas.optimizer.slots),
         carry=[np.concatenate([part.numpy() for part in results(parts)]) for parts in tf.nest.flatten(state.carry)],
         state=replace(state, carry=None),
         accounts=accounts,
@@ -229,7 +237,8 @@ def make_health_check(replicas: Replicas) -> Callable[[Any], str]:
     return check
 
 
-def _on_host(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def on_host(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Copies of variables."""
     return {name: variable.numpy() for name, variable in variables.items()}
 
 

@@ -97,7 +97,7 @@ def share_of_step(
     weights = list(model.weights.values())
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        loss_sum, next_carry = model.loss_sum(
+        loss_sum, regularization, next_carry = model.losses(
             tf.transpose(inputs),
             tf.transpose(targets),
             tf.transpose(batch.weights),
@@ -106,9 +106,10 @@ def share_of_step(
             touch,
             control.position,
         )
+        objective = loss_sum if regularization is None else loss_sum + regularization
     gradients: list[Gradient] = [
         row_gradient(gradient, rows[name]) if name in rows else tf.convert_to_tensor(gradient)
-        for name, gradient in zip(model.weights, tape.gradient(loss_sum, weights), strict=True)
+        for name, gradient in zip(model.weights, tape.gradient(objective, weights), strict=True)
     ]
     tokens = tf.reduce_sum(batch.weights)
     loss_sum = touch("loss", tf.where(known, loss_sum, float("nan")))
@@ -137,7 +138,7 @@ def share_of_replica(
         lanes = slice(number * topology.lanes_per_shard, (number + 1) * topology.lanes_per_shard)
         first_lane = replica * topology.lanes_per_replica + lanes.start
         mine = Batch(*(part[lanes] for part in batch))
-        masks = Masks(mask_key(config.seed, control.position, first_lane)) if model.config.dropout else None
+        masks = Masks(mask_key(config.seed, control.position, first_lane)) if model.config.draws_masks else None
         strike = control.strike
         touch = untouched if strike is None else touch_of(strike, replica, first_lane, mine.weights)
         if watch is not None and number == 0:
