@@ -70,7 +70,7 @@ def test_every_command_has_its_help(
 ) -> None:
     assert run(monkeypatch, name, "--help") == 0
     assert f"usage: raylm {name}" in capsys.readouterr().out
-    assert importlib.import_module(f"raylm.cli.{name}").SUMMARY.endswith(".")
+    assert importlib.import_module(f"raylm.cli.{name.replace('-', '_')}").SUMMARY.endswith(".")
 
 
 @pytest.mark.parametrize("name", ["train", "config"])

@@ -420,7 +420,7 @@ def test_before_it_trains_the_configuration_and_the_data_are_looked_at(
     text = tmp_path / "text.txt"
     text.write_text("".join(f"the {n % 7} company said it would buy all of {n % 5} more\n" for n in range(4000)))
     words = ("--preflight", "--corpus", str(text), "--cache-dir", str(tmp_path), "--optimizer.name", "adam")
-    code, output, _ = said(*words, "--json")
+    code, output, _ = said(*words, "--json", "--confirm", "0")
     found = json.loads(output)
     assert (code, found["verdict"]) == (1, "wrong")
     assert [each["rule"] for each in found["findings"]] == ["valid in train", "learning rate", "repeated rows"]

@@ -34,6 +34,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "plan": "memory, hours and money that a run will take; refuses what cannot fit",
         "doctor": "what a run needs on every node, what is missing, and what to do",
         "config": "print the configuration that a recipe, a file and options make",
+        "lr-find": "find a learning rate on a copy of the state: raylm lr-find --recipe quick",
         "drill": "list the faults that --drill can inject, to see the recovery",
     },
     "Look while it trains": {
@@ -72,7 +73,7 @@ def main() -> None:
 
 def _run(arguments: Sequence[str], program: str) -> int:
     """Imports the command's module and runs it."""
-    code: int = importlib.import_module(f"raylm.cli.{program.split()[-1]}").main(arguments, program)
+    code: int = importlib.import_module(f"raylm.cli.{program.split()[-1].replace('-', '_')}").main(arguments, program)
     return code
 
 

@@ -101,6 +101,12 @@ class Evidence:
         near = [loss for at, loss in self.loss if 0.9 * step <= at <= step]
         return statistics.mean(near) if near else None
 
+    @property
+    def learnt_nothing(self) -> bool:
+        """Whether the loss ends about where guessing is: 2 % below to 3 % above it."""
+        end = smooth(self.loss)[-1][1] if self.loss else 0.0
+        return self.uniform is not None and 0.98 * self.uniform < end <= 1.03 * self.uniform
+
     def tokens_by(self, step: int) -> float:
         """Targets trained on up to an update; infinite where the size of an update is not known."""
         return math.inf if self.tokens is None else step * self.tokens

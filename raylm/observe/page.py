@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 from raylm import __version__
 from raylm.observe import figures, plot
 from raylm.observe.page_style import SCRIPT, STYLE
 from raylm.observe.progress import floor_words, start_line
+from raylm.observe.rate_range import Suggestion, Tried, smoothed
 from raylm.observe.story import Mark, Story, differences, flat
 
 MOST_RUNS = 6
@@ -52,6 +55,28 @@ def compare_page(stories: Sequence[Story]) -> str:
         *_samples(stories),
     ]
     return _page(names, body)
+
+
+def rate_page(tried: Tried, found: Suggestion, place: str, config: Mapping[str, Any]) -> str:
+    """A range test of the learning rate: the loss at each update, while the rate rises."""
+    points = [(number, loss) for number, (_, loss) in enumerate(tried, start=1) if math.isfinite(loss)]
+    mean = [(number, loss) for (number, _), (_, loss) in zip(points, smoothed(tried), strict=True)]
+    near = [number for number, (rate, _) in enumerate(tried, start=1) if rate >= (found.rate or math.inf)][:1]
+    flags = [plot.Flag(number, "resume", f"learning rate {figures.compact(found.rate)}") for number in near]
+    drawn = plot.Plot([plot.Series(points, "undone"), plot.Series(mean, "c0")], (), flags, last_step=len(tried))
+    texts = [f"{_nats(loss)} at learning rate {figures.compact(tried[number - 1][0])}" for number, loss in mean]
+    reading: dict[str, object] = {"name": "loss", "steps": [number for number, _ in mean], "texts": texts}
+    first, last = tried[0][0], tried[-1][0]
+    title = f"Loss, nats a token, while the learning rate rises from {first:.2g} to {last:.2g}"
+    head = f"Learning rate: {'none found' if found.rate is None else figures.compact(found.rate)}"
+    body = [
+        f"<h1>{escape(head)}</h1>",
+        f'<p class="dim">range test on a copy of {escape(place)}</p>',
+        f"<p>{escape(found.why)}</p>",
+        _figure(title, drawn, [_key("smoothed", "c0"), *(["▾ suggested"] if near else [])], [reading], 1.0),
+        _details("Configuration", flat(config)),
+    ]
+    return _page(head, body)
 
 
 def headline(story: Story) -> list[str]:

@@ -74,7 +74,7 @@ def gates_saturated(seen: Evidence) -> Finding | None:
         if len(points) >= _FEWEST and since is not None and since <= points[len(points) // 2][0]:
             return Finding(
                 "gates saturated",
-                "suspect",
+                "wrong" if seen.learnt_nothing else "suspect",
                 f"The gates of {layer} are saturated since step {since}: it hardly learns any more.",
                 (f"{points[-1][1]:.0%} of them are below 0.1 or above 0.9 at step {points[-1][0]}",),
                 "Lower the learning rate and draw smaller first weights.",
@@ -167,7 +167,7 @@ def never_warm(seen: Evidence) -> Finding | None:
     )
 
 
-RULES = (carry_dropped, weight_never_moves, never_warm, gates_saturated, carry_grows, updates_too_long)
+RULES = (weight_never_moves, carry_dropped, never_warm, gates_saturated, carry_grows, updates_too_long)
 """Those before the rules of the loss in weight; the others are `LESSER_RULES`."""
 
 LESSER_RULES = (rows_dead_or_exploding, dropout_in_evaluation)

@@ -153,7 +153,7 @@ def learns_nothing(seen: Evidence) -> Finding | None:
     if seen.uniform is None or not course or course[-1][0] < 100 or seen.tokens_by(course[-1][0]) < 40_000:
         return None
     step, loss = course[-1]
-    if not 0.98 * seen.uniform < loss <= 1.03 * seen.uniform:
+    if not seen.learnt_nothing:
         return None
     verdict = judge_rate(seen.optimizer, seen.peak_rate, seen.terms, seen.clip)
     norm = statistics.median(value for _, value in seen.norm[-5:]) if seen.norm else None
@@ -228,11 +228,11 @@ def overfits(seen: Evidence) -> Finding | None:
 RULES: Sequence[Callable[[Evidence], Finding | None]] = (
     loss_is_a_sum,
     bad_batches,
-    ended_failed,
     starts_wrong,
     *SIGNAL_RULES,
-    explodes_again,
     worse_than_guessing,
+    explodes_again,
+    ended_failed,
     too_good,
     diverged_again,
     learns_nothing,
