@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from made_datasets import make_dataset, random_rows, words
 from tiny_runs import WORDS
 from trained_runs import VALID_NATS, load, make_run, no_data, silent
 
+from raylm.checkpoint.store import CheckpointStore
 from raylm.errors import UserError
 from raylm.observe.run_folder import RunRecord, read_record, write_record
+from raylm.optim.averaging import COUNT, PREFIX
 from raylm.training.export import export_weights
 from raylm.training.inference import make_model
 from raylm.training.loading import load_trained
@@ -45,6 +48,18 @@ def test_what_is_loaded_is_what_was_saved(run: Path) -> None:
     assert trained.state_sha256 == json.loads((checkpoint(run, NEWEST) / "MANIFEST.json").read_bytes())["state_sha256"]
     for name, weight in make_model(trained).weights.items():
         np.testing.assert_array_equal(weight.numpy(), trained.weights[name])
+
+
+def test_where_weights_are_averaged_their_means_are_loaded(run: Path) -> None:
+    store = CheckpointStore(run / "checkpoints")
+    last, manifest = store.load(checkpoint(run, NEWEST)), store.manifest(checkpoint(run, NEWEST))
+    means = {name: weight + 1 for name, weight in last.weights.items()}
+    for step, count in ((NEWEST + 1, 0), (NEWEST + 2, 3)):
+        slots = {**{PREFIX + name: mean for name, mean in means.items()}, COUNT: np.float32(count)}
+        store.save(replace(last, step=step, slots=slots), config=manifest.config, dataset_id=manifest.dataset_id)
+    for step, wanted in ((NEWEST + 1, last.weights), (NEWEST + 2, means)):
+        for name, weight in load(checkpoint(run, step)).weights.items():
+            np.testing.assert_array_equal(weight, wanted[name])
 
 
 def test_a_run_in_an_object_store_is_loaded_too(

@@ -59,9 +59,13 @@ def test_the_parameters_of_every_recipe_are_the_models(recipe: str) -> None:
     assert count_parameters(config, WORDS) == LanguageModel(config.model, WORDS, seed=0).parameters
 
 
+@pytest.mark.parametrize("averaging", ["off", "always"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_checkpoint_takes_the_bytes_that_were_told_but_for_its_small_files(name: str, tmp_path: Path) -> None:
-    config = run(optimizer={"name": name}, model={"hidden": 40, "peepholes": True}, data={"lanes": 6})
+def test_a_checkpoint_takes_the_bytes_that_were_told_but_for_its_small_files(
+    name: str, averaging: str, tmp_path: Path
+) -> None:
+    optimizer = {"name": name, "averaging": averaging}
+    config = run(optimizer=optimizer, model={"hidden": 40, "embedding": 30, "peepholes": True}, data={"lanes": 6})
     model = LanguageModel(config.model, 500, seed=0)
     slots = make_optimizer(config.optimizer, model.weights).slots
     carry = zip(carry_names(config.model.layers), tf.nest.flatten(model.zero_carry(6)), strict=True)

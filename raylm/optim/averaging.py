@@ -7,6 +7,7 @@ Averaged SGD (Polyak and Juditsky 1992) evaluates the mean of the weights that i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -19,7 +20,8 @@ PREFIX = "average/"
 
 def stopped_falling(losses: Sequence[float], patience: int) -> bool:
     """Whether any of the losses, oldest first, is above the lowest of all but the last `patience` before it."""
-    return any(losses[now] > min(losses[: now - patience]) for now in range(patience + 1, len(losses)))
+    lowest_before = accumulate(losses, min)
+    return any(loss > lowest for lowest, loss in zip(lowest_before, losses[patience + 1 :], strict=False))
 
 
 def averages(slots: Mapping[str, Value]) -> dict[str, Value]:
