@@ -28,6 +28,8 @@ from unittest import mock
 
 os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1")
 
+import tensorflow as tf
+
 from raylm.cli.words import merged
 from raylm.config import RunConfig
 from raylm.data.corpora import find_corpus
@@ -144,9 +146,7 @@ FAULTS: dict[str, Fault] = {
     "targets of another lane": Fault(
         ("context ignored",),
         {"steps": 1500, "report": {"log_every": 20}},
-        code=_batches(
-            lambda inputs, targets, weights, reset: (inputs, targets[[*range(1, len(targets)), 0]], weights, reset)
-        ),
+        code=_batches(lambda inputs, targets, weights, reset: (inputs, tf.roll(targets, 1, 0), weights, reset)),
     ),
     "words shuffled": Fault(("context ignored",), {"steps": 1500, "report": {"log_every": 20}}, texts=_shuffled),
     "carry dropped": Fault(

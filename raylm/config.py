@@ -274,6 +274,9 @@ class ReportConfig(Section):
     """Words to sample."""
     signals: bool = True
     """Measure the training's health beside each step, for raylm diagnose; training is the same to the last bit."""
+    sinks: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where figures go beside the run's folder: wandb, mlflow, or both. Each needs its package where the workers are,
+    and takes its settings from its own environment variables."""
     plain_seconds: PositiveFloat = 10.0
     """Seconds between lines where the output is not a terminal."""
 

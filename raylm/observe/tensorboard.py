@@ -22,6 +22,20 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def scalars(event: Event) -> dict[str, float]:
+    """The figures of a step or an evaluation by what TensorBoard and its like call them; empty for other events."""
+    match event.get("kind"):
+        case "step":
+            figures = {f"train/{name}": number(event.get(name)) for name in _STEP_FIGURES}
+            figures |= {f"signals/{name}": number(value) for name, value in event.get("signals", {}).items()}
+        case "eval":
+            split = event.get("split", "valid")
+            figures = {f"{split}/{name}": number(event.get(name)) for name in ("nats", "perplexity")}
+        case _:
+            figures = {}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 class TensorBoardLog:
     """Writes `RUN/tensorboard`; steps that a rollback or a resume takes back are purged from the curves."""
 
@@ -68,14 +82,8 @@ class TensorBoardLog:
     def _protos(self, event: Event) -> list[Any]:
         step = event.get("step", 0)
         match event.get("kind"):
-            case "step":
-                figures = {f"train/{name}": number(event.get(name)) for name in _STEP_FIGURES}
-                figures |= {f"signals/{name}": number(value) for name, value in event.get("signals", {}).items()}
-                return [self._scalar(name, value, step) for name, value in figures.items() if value is not None]
-            case "eval":
-                split = event.get("split", "valid")
-                figures = {f"{split}/{name}": number(event.get(name)) for name in ("nats", "perplexity")}
-                return [self._scalar(name, value, step) for name, value in figures.items() if value is not None]
+            case "step" | "eval":
+                return [self._scalar(name, value, step) for name, value in scalars(event).items()]
             case "sample":
                 return [self._text("sample", progress.sample_line(event), step)]
             case "incident":

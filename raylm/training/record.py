@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from raylm.guard.judge import Outcome, RollBack
 from raylm.observe.events import EventLog, read_events, validation_losses
 from raylm.observe.migration import differences
 from raylm.observe.run_folder import to_be_kept
+from raylm.observe.sinks import Sink, open_sinks
 from raylm.observe.summary import Summary, steady_rate, write_summary
 from raylm.observe.tensorboard import TensorBoardLog
 from raylm.training.datasets import Source
@@ -74,7 +75,8 @@ class Recorder:
         self._lock = threading.Lock()
         if self.writes:
             self.log = EventLog(run_folder, say=self.note)
-            self.board = TensorBoardLog(run_folder, say=self.note)
+            board = TensorBoardLog(run_folder, say=self.note)
+            self.sinks: Sequence[Sink] = (board, *open_sinks(config, run_folder, self.note))
 
     def begin(self, train: Dataset, valid: Dataset, facts: Mapping[str, Any], step: int, cursor: Cursor) -> None:
         """The run starts, or goes on: from here on time counts."""
@@ -266,7 +268,8 @@ class Recorder:
         if self.writes:
             self.emit("end", snapshot.step, snapshot.cursor["position"], status=status, reason=reason)
             write_summary(self.run_folder, summary)
-            self.board.close()
+            for sink in self.sinks:
+                sink.close()
             self.log.close()
         return summary
 
@@ -284,7 +287,8 @@ class Recorder:
         if self.writes:
             with self._lock:  # a checkpoint's event comes from the thread that wrote it
                 event = self.log.append(kind, step, position, **fields)
-                self.board.record(event)
+                for sink in self.sinks:
+                    sink.record(event)
                 self.publish(event)
 
 
