@@ -244,6 +244,8 @@ class GuardConfig(Section):
     """Where the gradient is not clipped, a norm this many times the median of the last sound ones is a fault."""
     probe_seconds: PositiveFloat = 60.0
     """Time to find out why a step fails that failed twice; `raylm replay` goes on later without a limit."""
+    keep_incidents: PositiveInt = 50
+    """Incidents whose folders are kept, those written last; each holds the whole state."""
     step_timeout: PositiveFloat = 600.0
     """Seconds without progress after which a worker ends itself, and all start anew from the newest checkpoint."""
     leave_out: tuple[Annotated[str, AfterValidator(_is_range)], ...] = ()

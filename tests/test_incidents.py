@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import tomllib
@@ -24,7 +25,7 @@ from raylm.guard.diagnosis import bisect_lanes
 from raylm.observe.events import read_events
 from raylm.observe.plain import PlainView
 from raylm.observe.progress import Progress, advance
-from raylm.training.incident import read_incident
+from raylm.training.incident import prune_incidents, read_incident
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +186,15 @@ def test_raylm_replay_prints_the_trace_and_the_answer(runs: Path) -> None:
     assert wrong.returncode == 2
     assert "name a folder in a run's incidents" in wrong.stderr
     assert wrong.stderr.count("raylm replay:") == 1
+
+
+def test_the_incidents_written_to_last_are_kept(tmp_path: Path) -> None:
+    folders = [tmp_path / "incidents" / f"step-{step:08d}" for step in (900, 20, 30, 40)]
+    for second, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "verdict.json").write_text("{}")
+        os.utime(folder, (second, second))
+    prune_incidents(tmp_path, 4)
+    assert all(folder.exists() for folder in folders)
+    prune_incidents(tmp_path, 2)
+    assert [folder.exists() for folder in folders] == [False, False, True, True]

@@ -105,6 +105,13 @@ def write_incident(folder: Path, incident: Incident, outcome: Outcome) -> None:
     write_verdict(folder, OPEN, None, facts=facts)
 
 
+def prune_incidents(run_folder: Path, keep: int) -> None:
+    """Removes all incidents but the `keep` that were written to last. Raises: OSError: the disk refuses."""
+    folders = sorted((run_folder / FOLDER).iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    for folder in folders[:-keep]:
+        shutil.rmtree(folder)
+
+
 def write_verdict(
     folder: Path,
     verdict: Verdict,

@@ -27,6 +27,7 @@ from raylm.training.incident import (
     Incident,
     RecordedStep,
     incident_folder,
+    prune_incidents,
     read_incident,
     validate,
     write_incident,
@@ -75,6 +76,7 @@ class Investigation:
                 steps=steps,
             )
             write_incident(folder, recorded, outcome)
+            prune_incidents(self.run_folder, self.config.guard.keep_incidents)
         except _TOLD as error:
             self.record.note(f"the incident could not be written to {folder}: {error}")
 
