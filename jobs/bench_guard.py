@@ -96,7 +96,7 @@ def _ungated(replicas: Replicas, config: RunConfig) -> Callable[..., Any]:
         replicas.optimizer.apply(
             gradients, scale * clip_factor(norm, config.optimizer.clip_norm), control.learning_rate
         )
-        return StepResult(loss_sum, tokens, norm, tf.constant(True), stop), share.next_carry
+        return StepResult(loss_sum, tokens, norm, tf.constant(True), stop, tf.ones([])), share.next_carry
 
     @tf.function
     def step(batch: Batch, carry: Any, control: Control) -> Any:

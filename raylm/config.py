@@ -158,6 +158,10 @@ class ModelConfig(Section):
     sampled_softmax: PositiveInt | None = None
     """Words drawn for each window, log-uniformly over ids, that the loss is estimated from in training (evaluation is
     exact); none: the exact loss. For vocabularies of 100,000 words and more."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """What training's matrix products are taken in; weights, sums and the rest stay float32, and so does evaluation.
+    float32: in full, TensorFloat-32 off, as on a processor. tf32: as GPUs round it. float16: with a loss scale that
+    halves where a gradient overflows (that update is left out) and doubles after 2,000 updates without."""
 
     @property
     def dropout_rates(self) -> tuple[float, ...]:
@@ -299,6 +303,12 @@ class ClusterConfig(Section):
     virtual_shards: int = 4
     """exact_elastic: shards of the global batch, a power of two, computed one by one and summed in a fixed order. Each
     number of shards has an end of its own."""
+    pack_bytes: NonNegativeInt = 16 * 2**20
+    """Bytes of gradients that are put together before their sum over the replicas begins; 0: all of them at once."""
+    compress: Literal["none", "int16"] = "none"
+    """int16: gradients are summed over the replicas in 16 bits, a unit for each 256 numbers; what rounding leaves out
+    each replica adds to its next gradient, and keeps in checkpoints (4 bytes a parameter and replica). Pays where the
+    network is slow; not with exact_elastic."""
     address: str | None = None
     """Ray cluster to use; default $RAY_ADDRESS, else Ray is started on this machine and stopped at the end."""
     max_failures: NonNegativeInt = 3
@@ -316,6 +326,14 @@ class ClusterConfig(Section):
     @property
     def most_workers(self) -> int:
         return int(str(self.workers).rpartition(":")[2])
+
+    @model_validator(mode="after")
+    def _compresses_or_is_exact(self) -> ClusterConfig:
+        if self.exact_elastic and self.compress != "none":
+            raise ValueError(
+                "exact_elastic holds on any number of replicas, compress rounds on each: ask for one of them"
+            )
+        return self
 
     @field_validator("virtual_shards")
     @classmethod

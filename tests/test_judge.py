@@ -227,3 +227,11 @@ def test_a_damaged_journal_is_named_with_what_to_do(tmp_path, content: bytes) ->
 def test_a_ledger_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="ledger in the checkpoint is malformed"):
         Ledger.from_json({"left_out": [[1]], "slow_downs": []})
+
+
+def test_an_overflow_of_the_loss_scale_is_no_fault_and_no_measure_of_what_is_usual() -> None:
+    over = replace(outcome(40, applied=False), norm=math.inf, overflowed=True)
+    memory = Memory(losses=(5.0,) * 20, norms=(1.0,) * 20)
+    assert judge(over, Ledger(), memory, POLICY, [30], UNIFORM) == Proceed(memory)
+    at_the_lowest_scale = replace(over, overflowed=False)
+    assert isinstance(judge(at_the_lowest_scale, Ledger(), memory, POLICY, [30], UNIFORM), RollBack)

@@ -81,7 +81,7 @@ def _steps(
         gathered = [part.numpy() for part in made.gather_carry(carry)]
         return Stepped(
             {name: weight.numpy() for name, weight in made.model.weights.items()},
-            {name: slot.numpy() for name, slot in made.optimizer.slots.items()},
+            {name: slot.numpy() for name, slot in made.slots.items()},
             dict(zip(names, gathered, strict=True)),
             result,
             signals,
@@ -99,7 +99,7 @@ def _steps(
             strike=None,
         )
         result, carry = step(batch, carry, control)
-        told = dict(zip(result._fields, map(float, result[:5]), strict=False))
+        told = dict(zip(result._fields, map(float, result[:6]), strict=False))
         states.append(look(carry, told, named(made.model, result.signals)))
     return states
 

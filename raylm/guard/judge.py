@@ -34,8 +34,9 @@ class Outcome:
 
     step: updates applied before it. position: its window. loss: nats a token. norm: global gradient norm before the
     clip. applied: whether the update was made (the gate was open). not_finite: the first weight, slot or carry that
-    held a non-finite number after it, empty where none did or nobody looked. signals: of the training's health, for the
-    record alone; each rank has its own.
+    held a non-finite number after it, empty where none did or nobody looked. overflowed: the update
+    was left out since float16's loss scale was too high, and it was lowered: no fault. signals: of the training's
+    health, for the record alone; each rank has its own.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Outcome:
     applied: bool
     learning_rate: float
     not_finite: str = ""
+    overflowed: bool = False
     signals: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -127,8 +129,9 @@ def judge(
 
 
 def _proceed(outcome: Outcome, memory: Memory) -> Proceed:
-    losses, norms = (*memory.losses, outcome.loss), (*memory.norms, outcome.norm)
-    memory = replace(memory, losses=losses[-_SOUND_STEPS:], norms=norms[-_SOUND_STEPS:])
+    if not outcome.overflowed:
+        losses, norms = (*memory.losses, outcome.loss), (*memory.norms, outcome.norm)
+        memory = replace(memory, losses=losses[-_SOUND_STEPS:], norms=norms[-_SOUND_STEPS:])
     incident = memory.incident
     if incident is None or outcome.position < incident.position:
         return Proceed(memory)
@@ -143,6 +146,8 @@ def _fault(
 ) -> tuple[str, str] | None:
     """What is wrong with a step, as (kind, one line), or None."""
     where = f"on window {outcome.position}, in epoch {outcome.epoch}"
+    if outcome.overflowed:
+        return None
     if not outcome.applied:
         what, value = ("loss", outcome.loss) if not math.isfinite(outcome.loss) else ("gradient norm", outcome.norm)
         return "non-finite", f"the {what} is {value} {where}"

@@ -18,6 +18,7 @@ from raylm.model.dropout import Masks
 from raylm.model.embedding import lookup
 from raylm.model.loss import cross_entropy_sum
 from raylm.model.lstm import Kernel, LayerCarry, LayerWeights, lstm_layer
+from raylm.model.precision import product_type
 from raylm.model.sampling import draw_candidates, sampled_cross_entropy_sum
 from raylm.model.shapes import weight_shapes, words_at_once
 from raylm.model.types import Tensor, Touch, untouched
@@ -36,6 +37,7 @@ class LanguageModel(tf.Module):
         self.config = config
         self.vocabulary = vocabulary
         self.seed = seed
+        tf.config.experimental.enable_tensor_float_32_execution(config.precision == "tf32")
         self._kernel = Kernel(differentiated=config.kernel == "loop", jit=config.jit)
         self.weights: dict[str, tf.Variable] = {
             name: tf.Variable(value, name=name.replace("/", "_"), trainable=True)
@@ -53,18 +55,22 @@ class LanguageModel(tf.Module):
         return self.weights["embedding" if self.config.tie_weights else "softmax"]
 
     def outputs(
-        self, inputs_TB: Tensor, carry: Carry, masks: Masks | None, touch: Touch = untouched
+        self,
+        inputs_TB: Tensor,
+        carry: Carry,
+        masks: Masks | None,
+        touch: Touch = untouched,
     ) -> tuple[Tensor, Carry]:
         """Hidden states before the softmax [T, B, H] and the carry after the window; masks=None drops nothing.
 
         `touch` sees `embedding`, and of each layer `layer0/gates`, `layer0/outputs`; in `loss_sum` also `logits`.
         """
-        return self._outputs(inputs_TB, carry, masks, touch)[1:]
+        return self._outputs(inputs_TB, carry, masks, touch, tf.float32)[1:]
 
     def _outputs(
-        self, inputs_TB: Tensor, carry: Carry, masks: Masks | None, touch: Touch
+        self, inputs_TB: Tensor, carry: Carry, masks: Masks | None, touch: Touch, dtype: tf.DType
     ) -> tuple[Tensor, Tensor, Carry]:
-        """`outputs`, and before them the same without the last dropout."""
+        """`outputs`, and before them the same without the last dropout. dtype: that products are taken in."""
         config, rates = self.config, self.config.dropout_rates
         hidden = touch("embedding", lookup(self.weights["embedding"], inputs_TB))
         if masks is not None:
@@ -77,6 +83,7 @@ class LanguageModel(tf.Module):
                 place = config.layers + 2 + layer
                 recurrent = masks.drop(weights.recurrent, config.recurrent_dropout, place)
                 weights = weights._replace(recurrent=recurrent)
+            weights = weights.in_type(dtype)
             within = partial(_touch_within, touch, f"layer{layer}")
             hidden, layer_carry = lstm_layer(hidden, carry[layer], weights, within, self._kernel)
             hidden = within("outputs", hidden)
@@ -96,7 +103,8 @@ class LanguageModel(tf.Module):
     ) -> tuple[Tensor, Carry]:
         """Summed cross-entropy over the window's real targets, in nats, and the carry after it.
 
-        position: of the window, in training, where `sampled_softmax` estimates the loss; None: exact.
+        position: of the window, in training, where `sampled_softmax` estimates the loss and the products are taken in
+        the configured precision; None: exact.
         """
         loss, _, next_carry = self.losses(inputs_TB, targets_TB, weights_TB, carry, masks, touch, position)
         return loss, next_carry
@@ -112,16 +120,17 @@ class LanguageModel(tf.Module):
         position: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Carry]:
         """`loss_sum`, what the regularization adds to it in training (None where there is none), and the carry."""
-        raw, hidden, next_carry = self._outputs(inputs_TB, carry, masks, touch)
+        dtype = tf.float32 if position is None else product_type(self.config.precision)
+        raw, hidden, next_carry = self._outputs(inputs_TB, carry, masks, touch, dtype)
         rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
         softmax, bias = self.softmax, self.weights["softmax/bias"]
         targets, weights = tf.reshape(targets_TB, [-1]), tf.reshape(weights_TB, [-1])
         if position is not None and self.config.sampled_softmax is not None:
             candidates = draw_candidates(self.seed, position, self.config.sampled_softmax, self.vocabulary)
-            loss = sampled_cross_entropy_sum(rows, softmax, bias, targets, weights, candidates, touch)
+            loss = sampled_cross_entropy_sum(rows, softmax, bias, targets, weights, candidates, touch, dtype)
         else:
             chunk = words_at_once(self.config.loss_chunk, rows.shape[0], self.vocabulary)
-            loss = cross_entropy_sum(rows, softmax, bias, targets, weights, touch, chunk)
+            loss = cross_entropy_sum(rows, tf.cast(softmax, dtype), bias, targets, weights, touch, chunk)
         return loss, self._regularization(raw, hidden, weights_TB), next_carry
 
     def next_logits(self, token_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from raylm.model.precision import matrix_product
 from raylm.model.types import Tensor, Touch, untouched
 
 
@@ -27,7 +28,8 @@ def cross_entropy_sum(
     """Sum over rows of weight · −log softmax(hidden · softmaxᵀ + bias)[target], in nats; a scalar.
 
     A row of weight 0 has no target: it adds exactly nothing to the sum and to every gradient as long as its hidden
-    state is finite. chunk: words whose logits are computed at once (None: all), each piece touched as `logits`.
+    state is finite. chunk: words whose logits are computed at once (None: all), each piece touched as `logits`. The
+    products are taken in the type of the matrix (`matrix_product`), all sums in that of the hidden states.
     """
 
     def function(*tensors: Tensor) -> tuple[Any, Any]:
@@ -41,7 +43,7 @@ def cross_entropy_sum(
 def _at_once(
     touch: Touch, hidden_NH: Tensor, softmax_VH: Tensor, bias_V: Tensor, targets_N: Tensor, weights_N: Tensor
 ) -> tuple[Any, Any]:
-    logits_NV = touch("logits", tf.matmul(hidden_NH, softmax_VH, transpose_b=True) + bias_V)
+    logits_NV = touch("logits", matrix_product(hidden_NH, softmax_VH, transpose_b=True) + bias_V)
     places = tf.stack([tf.range(tf.shape(targets_N)[0]), targets_N], 1)
     highest = tf.reduce_max(logits_NV, 1, keepdims=True)
     exponentials = tf.exp(logits_NV - highest)
@@ -53,9 +55,10 @@ def _at_once(
         scale_N = weights_N * d_sum
         d_logits = exponentials * (scale_N[:, None] / totals)
         d_logits = tf.tensor_scatter_nd_sub(d_logits, places, scale_N)
+        narrow = tf.cast(d_logits, softmax_VH.dtype)
         return (
-            tf.matmul(d_logits, softmax_VH),
-            tf.matmul(d_logits, hidden_NH, transpose_a=True),
+            matrix_product(narrow, softmax_VH),
+            matrix_product(narrow, hidden_NH, transpose_a=True),
             tf.reduce_sum(d_logits, 0),
             None,
             losses * d_sum,
@@ -77,7 +80,7 @@ def _in_pieces(
 
     def logits_from(word: Tensor) -> Tensor:
         piece = slice(word, word + chunk)
-        return tf.matmul(hidden_NH, softmax_VH[piece], transpose_b=True) + bias_V[piece]
+        return matrix_product(hidden_NH, softmax_VH[piece], transpose_b=True) + bias_V[piece]
 
     def targets_from(word: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows' targets are in the piece, and each row's place in it."""
@@ -108,16 +111,17 @@ def _in_pieces(
             d_logits = tf.exp(logits_from(word) - normalizers) * scale_N[:, None]
             inside, places = targets_from(word, tf.shape(d_logits)[1])
             d_logits = tf.tensor_scatter_nd_sub(d_logits, places, tf.where(inside, scale_N, tf.zeros_like(scale_N)))
+            narrow = tf.cast(d_logits, softmax_VH.dtype)
             ids = tf.range(word, word + tf.shape(d_logits)[1])
             return (
                 word + chunk,
-                d_hidden + tf.matmul(d_logits, softmax_VH[word : word + chunk]),
-                tf.raw_ops.InplaceUpdate(x=d_softmax, i=ids, v=tf.matmul(d_logits, hidden_NH, transpose_a=True)),
+                d_hidden + matrix_product(narrow, softmax_VH[word : word + chunk]),
+                tf.raw_ops.InplaceUpdate(x=d_softmax, i=ids, v=matrix_product(narrow, hidden_NH, transpose_a=True)),
                 tf.raw_ops.InplaceUpdate(x=d_bias, i=ids, v=tf.reduce_sum(d_logits, 0)),
             )
 
         # Every row of these is written once; `tf.zeros` could be a constant that the next step finds written over.
-        empty = (tf.raw_ops.Empty(shape=tf.shape(like), dtype=like.dtype) for like in (softmax_VH, bias_V))
+        empty = (tf.raw_ops.Empty(shape=tf.shape(like), dtype=bias_V.dtype) for like in (softmax_VH, bias_V))
         _, d_hidden, d_softmax, d_bias = tf.while_loop(
             lambda word, *_: word < words, add_piece, (0, tf.zeros_like(hidden_NH), *empty), parallel_iterations=1
         )

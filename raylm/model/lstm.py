@@ -25,18 +25,24 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from raylm.model.precision import matrix_product
 from raylm.model.types import Tensor, Touch, untouched
 
 
 class LayerWeights(NamedTuple):
     """kernel [I, 4H], recurrent [P, 4H], bias [4H]; peepholes [3, H] of the input, forget and output gate, or None;
-    projection [H, P], or None."""
+    projection [H, P], or None. Products are taken in the matrices' type (`matrix_product`), all else in the inputs'."""
 
     kernel: Tensor
     recurrent: Tensor
     bias: Tensor
     peepholes: Tensor | None = None
     projection: Tensor | None = None
+
+    def in_type(self, dtype: tf.DType) -> LayerWeights:
+        """The same with matrices of another type."""
+        matrices = {"kernel": self.kernel, "recurrent": self.recurrent, "projection": self.projection}
+        return self._replace(**{name: tf.cast(each, dtype) for name, each in matrices.items() if each is not None})
 
 
 class LayerCarry(NamedTuple):
@@ -101,19 +107,21 @@ def _layer(
             None if weights.projection is None else tf.transpose(weights.projection),
         )
         rows = _rows(d_projected)
+        narrow = tf.cast(rows, weights.kernel.dtype)
         gradients = [
             _product(d_projected, tf.transpose(weights.kernel)),
             d_first_hidden,
             d_first_cell,
-            tf.matmul(_rows(inputs_TBI), rows, transpose_a=True),
-            tf.matmul(_rows(outputs_before), rows, transpose_a=True),
+            matrix_product(_rows(inputs_TBI), narrow, transpose_a=True),
+            matrix_product(_rows(outputs_before), narrow, transpose_a=True),
             tf.reduce_sum(rows, 0),
         ]
         if weights.peepholes is not None:
             gradients.append(_peephole_gradient(d_projected, cells_before, cells))
         if weights.projection is not None:
             unprojected = tf.split(gates, 4, 2)[2] * tf.tanh(cells)
-            gradients.append(tf.matmul(_rows(unprojected), _rows(d_hiddens), transpose_a=True))
+            narrow = tf.cast(_rows(d_hiddens), weights.projection.dtype)
+            gradients.append(matrix_product(_rows(unprojected), narrow, transpose_a=True))
         return tuple(gradients)
 
     return (outputs, outputs[-1], cells[-1]), gradient
@@ -133,7 +141,7 @@ def _forward(
         p_i, p_f, p_o = tf.unstack(peepholes)
 
     def step(t: Tensor, hidden: Tensor, cell: Tensor, *saved: Any) -> tuple[Any, ...]:
-        z = projected_TBG[t] + tf.matmul(hidden, recurrent)
+        z = projected_TBG[t] + matrix_product(hidden, recurrent)
         if peepholes is None:
             gates = tf.concat([tf.sigmoid(z[:, : 3 * width]), tf.tanh(z[:, 3 * width :])], 1)
             i, f, o, g = tf.split(gates, 4, 1)
@@ -146,7 +154,7 @@ def _forward(
             gates = tf.concat([i, f, o, g], 1)
         hidden = o * tf.tanh(cell)
         if projection is not None:
-            hidden = tf.matmul(hidden, projection)
+            hidden = matrix_product(hidden, projection)
         values = (gates, cell, hidden)
         return (
             t + 1,
@@ -192,12 +200,12 @@ def _backward(
         d_hidden = d_hidden + d_outputs[t]
         values = (d_hidden,) * (len(saved) - 1)
         if projection_transposed is not None:
-            d_hidden = tf.matmul(d_hidden, projection_transposed)
+            d_hidden = matrix_product(d_hidden, projection_transposed)
         d_cell = d_cell + d_hidden * to_cell[t]
         d_z = tf.concat([d_cell, d_cell, d_hidden, d_cell], 1) * to_gates[t]
         return (
             t - 1,
-            tf.matmul(d_z, recurrent_transposed),
+            matrix_product(d_z, recurrent_transposed),
             d_cell * kept[t],
             *(array.write(t, value) for array, value in zip(saved, (d_z, *values), strict=True)),
         )
@@ -234,6 +242,6 @@ def _rows(values_TBX: Tensor) -> Tensor:
 def _product(values_TBX: Tensor, matrix_XY: Tensor) -> Tensor:
     """values @ matrix as one large product over all time steps."""
     shape = tf.shape(values_TBX)
-    flat = tf.matmul(_rows(values_TBX), matrix_XY)
+    flat = matrix_product(_rows(values_TBX), matrix_XY)
     product = tf.reshape(flat, [shape[0], shape[1], matrix_XY.shape[-1]])
     return tf.ensure_shape(product, [values_TBX.shape[0], values_TBX.shape[1], matrix_XY.shape[-1]])

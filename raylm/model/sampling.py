@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from raylm.model.dropout import mask_key
 from raylm.model.embedding import lookup
+from raylm.model.precision import matrix_product
 from raylm.model.types import Tensor, Touch, untouched
 
 _NO_LANE = -1  # tells candidates, the same for all lanes, from any lane's masks
@@ -49,10 +50,12 @@ def sampled_cross_entropy_sum(
     weights_N: Tensor,
     candidates: Candidates,
     touch: Touch = untouched,
+    dtype: tf.DType = tf.float32,
 ) -> Tensor:
     """`cross_entropy_sum` estimated from the candidates and each row's target; reads no other row of the matrix.
 
-    A candidate that is a row's target counts as the target alone. `touch` sees `candidate logits` [N, S].
+    A candidate that is a row's target counts as the target alone. `touch` sees `candidate logits` [N, S]. dtype: that
+    products with the candidates' rows are taken in.
     """
     count = candidates.ids.shape[0]
     ids = tf.concat([candidates.ids, targets_N], 0)
@@ -64,7 +67,7 @@ def sampled_cross_entropy_sum(
     def cross_entropy(
         hidden_NH: Tensor, rows_SH: Tensor, biases_S: Tensor, target_rows_NH: Tensor, target_biases_N: Tensor
     ) -> tuple[Any, Any]:
-        logits = touch("candidate logits", tf.matmul(hidden_NH, rows_SH, transpose_b=True) + biases_S)
+        logits = touch("candidate logits", matrix_product(hidden_NH, rows_SH, transpose_b=True) + biases_S)
         logits -= candidates.log_probabilities
         places = tf.stack([tf.range(tf.shape(hits_N)[0]), tf.maximum(hits_N, 0)], 1)
         logits = tf.tensor_scatter_nd_min(logits, places, tf.where(hits_N < 0, math.inf, -math.inf))
@@ -78,9 +81,10 @@ def sampled_cross_entropy_sum(
             scale_N = weights_N * d_sum
             d_logits = exponentials * (scale_N / totals)[:, None]
             d_targets = target_exponentials * (scale_N / totals) - scale_N
+            narrow = tf.cast(d_logits, rows_SH.dtype)
             return (
-                tf.matmul(d_logits, rows_SH) + d_targets[:, None] * target_rows_NH,
-                tf.matmul(d_logits, hidden_NH, transpose_a=True),
+                matrix_product(narrow, rows_SH) + d_targets[:, None] * target_rows_NH,
+                matrix_product(narrow, hidden_NH, transpose_a=True),
                 tf.reduce_sum(d_logits, 0),
                 d_targets[:, None] * hidden_NH,
                 d_targets,
@@ -89,4 +93,4 @@ def sampled_cross_entropy_sum(
         return tf.reduce_sum(losses * weights_N), gradient
 
     (rows_SH, target_rows_NH), (biases_S, target_biases_N) = (tf.split(part, [count, -1]) for part in (rows, biases))
-    return cross_entropy(hidden_NH, rows_SH, biases_S, target_rows_NH, target_biases_N)
+    return cross_entropy(hidden_NH, tf.cast(rows_SH, dtype), biases_S, target_rows_NH, target_biases_N)

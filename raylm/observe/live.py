@@ -15,7 +15,7 @@ from rich.text import Text
 from raylm.observe import figures
 from raylm.observe.chart import LEVEL, Level, chart
 from raylm.observe.events import Event
-from raylm.observe.progress import Progress, advance, floor_words, resume_line
+from raylm.observe.progress import Progress, advance, exchange_figures, floor_words, resume_line
 
 _NOTES = 3
 
@@ -150,6 +150,7 @@ def _figures(progress: Progress) -> list[tuple[str, str]]:
     ]
     if progress.clipped is not None:
         pairs.append(("clipped", f"{progress.clipped:.0%}"))
+    pairs += exchange_figures(progress)
     if progress.checkpoint is not None:
         pairs.append(("checkpoint", f"step {progress.checkpoint}"))
     return pairs if progress.steps_total else [("step", str(progress.step)), *pairs]

@@ -11,6 +11,7 @@ from raylm.observe.progress import (
     advance,
     end_line,
     evaluation_line,
+    exchange_figures,
     incident_line,
     resume_line,
     rollback_line,
@@ -108,6 +109,7 @@ def step_line(progress: Progress) -> str:
         f"lr {figures.compact(progress.learning_rate)}",
         f"gradient norm {figures.compact(progress.gradient_norm)}",
     ]
+    parts += [f"{name} {value}" for name, value in exchange_figures(progress)]
     if progress.seconds_left:
         parts.append(f"{figures.duration(progress.seconds_left)} left")
     return ", ".join(parts)

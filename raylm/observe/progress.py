@@ -27,6 +27,12 @@ class Progress:
     gradient_norm: float | None = None
     tokens_per_second: float | None = None
     tokens: float | None = None
+    all_reduce_share: float | None = None
+    """Of a step's time, the sum over the replicas."""
+    loss_scale: float | None = None
+    """float16's."""
+    overflows: int = 0
+    """Updates left out since the loss scale was too high."""
     title: str = ""
     floors: tuple[tuple[str, float], ...] = ()
     """Names and nats a token, the highest first."""
@@ -141,8 +147,22 @@ def _after_step(progress: Progress, event: Event) -> Progress:
         gradient_norm=norm,
         tokens_per_second=number(event.get("tokens_per_second")),
         tokens=number(event.get("tokens")),
+        all_reduce_share=number(event.get("all_reduce_share")),
+        loss_scale=number(event.get("loss_scale")),
+        overflows=_whole(event.get("overflows"), 0),
         timed=(*progress.timed, (event.get("time") or 0.0, progress.step))[-_TIMED_STEPS:],
     )
+
+
+def exchange_figures(progress: Progress) -> list[tuple[str, str]]:
+    """Names and values of what only runs on several replicas, or in float16, have to show."""
+    pairs = []
+    if progress.all_reduce_share is not None:
+        pairs.append(("all-reduce", f"{progress.all_reduce_share:.0%}"))
+    if progress.loss_scale is not None:
+        pairs.append(("loss scale", f"{progress.loss_scale:g}"))
+        pairs.append(("overflows", str(progress.overflows)))
+    return pairs
 
 
 def start_line(event: Event) -> str:

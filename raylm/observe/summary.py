@@ -33,6 +33,8 @@ class Summary:
     test_perplexity: float | None = None
     tokens_per_second: float | None = None
     """Median, warm-up left out (`steady_rate`)."""
+    all_reduce_share: float | None = None
+    """Of a step's time, as of the step events; None on one replica."""
     rollbacks: int = 0
     resumes: int = 0
     state_sha256: str | None = None
@@ -58,13 +60,21 @@ class Summary:
         """Back from `to_json`; fields of a newer version are left out. Raises ValueError, KeyError, TypeError."""
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in content.items() if name in known}
-        for name in ("train_perplexity", "valid_perplexity", "test_perplexity", "tokens_per_second", "seconds"):
+        for name in (
+            "train_perplexity",
+            "valid_perplexity",
+            "test_perplexity",
+            "tokens_per_second",
+            "all_reduce_share",
+            "seconds",
+        ):
             values[name] = number(values.get(name))
         return cls(**values)
 
 
 def steady_rate(rates: Sequence[float | None]) -> float | None:
-    """The median tokens a second over the steps of a run, its first tenth (at least one) left out as warm-up."""
+    """The median of a figure, as tokens a second, over a run's steps, its first tenth (at least one) left out as
+    warm-up."""
     measured = [rate for rate in rates if rate is not None]
     steady = measured[max(1, len(measured) // 10) :] or measured
     return statistics.median(steady) if steady else None

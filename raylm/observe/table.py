@@ -45,7 +45,9 @@ def summary_notes(summary: Summary, run_folder: Path | str, warning: str | None 
     """The lines below the table: speed, what came in between, a warning of the caller's, the run's folder."""
     notes = [f"{summary.status} after {figures.count(summary.steps)} steps: {summary.reason}"]
     if summary.tokens_per_second is not None:
-        notes.append(f"{figures.count(summary.tokens_per_second)} tokens/s")
+        share = summary.all_reduce_share
+        summing = "" if share is None else f", at most {share:.0%} of it the sum over the replicas"
+        notes.append(f"{figures.count(summary.tokens_per_second)} tokens/s{summing}")
     if summary.rollbacks or summary.resumes:
         notes.append(f"rollbacks: {summary.rollbacks}, resumes: {summary.resumes}")
     if warning:

@@ -14,7 +14,16 @@ from typing import Any
 from raylm.observe import progress
 from raylm.observe.events import Event, number
 
-_STEP_FIGURES = ("loss", "perplexity", "learning_rate", "gradient_norm", "tokens_per_second", "clipped")
+_STEP_FIGURES = (
+    "loss",
+    "perplexity",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "clipped",
+    "all_reduce_share",
+    "loss_scale",
+)
 _FLUSH_SECONDS = 5.0
 
 

@@ -45,6 +45,13 @@ def summed_by_row(gradient: Gradient) -> Gradient:
     return row_gradient(tf.IndexedSlices(tf.math.unsorted_segment_sum(rows, places, tf.size(ids)), ids))
 
 
+def scaled(gradient: Gradient, factor: Tensor) -> Gradient:
+    """A gradient times a factor."""
+    if not isinstance(gradient, RowGradient):
+        return gradient * factor
+    return gradient._replace(rows=gradient.rows * factor, common_rows=gradient.common_rows * factor)
+
+
 def joined(gradients: Sequence[RowGradient]) -> RowGradient:
     """The sum of several replicas': their rows one after the other, their common rows added in that order."""
     ids, rows = (tf.concat(parts, 0) for parts in zip(*(each[:2] for each in gradients), strict=True))

@@ -11,7 +11,14 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 
 from raylm.errors import UserError
 from raylm.model.types import Tensor
-from raylm.optim.rows import Gradient, RowGradient, among_replicas, minus_zero, of_all_replicas, summed_by_row
+from raylm.optim.rows import (
+    Gradient,
+    RowGradient,
+    among_replicas,
+    minus_zero,
+    of_all_replicas,
+    summed_by_row,
+)
 from raylm.training.summation import tree_sum
 from raylm.training.topology import Topology
 
@@ -46,8 +53,11 @@ def make_strategy(topology: Topology) -> tf.distribute.Strategy:
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
-def all_reduce_sum(values: list[Gradient]) -> list[Gradient]:
-    """Each value summed over all replicas of all workers; of a gradient in rows, each row."""
+def all_reduce_sum(values: list[Gradient], pack_bytes: int = 0) -> list[Gradient]:
+    """Each value summed over all replicas of all workers; of a gradient in rows, each row.
+
+    pack_bytes: values are put one after the other and sent from about so many bytes on; 0: all at once.
+    """
     context = tf.distribute.get_replica_context()
     replica, replicas = context.replica_id_in_sync_group, context.num_replicas_in_sync
     if replicas == 1:
@@ -56,7 +66,10 @@ def all_reduce_sum(values: list[Gradient]) -> list[Gradient]:
     for value in values:
         by_row = isinstance(value, RowGradient)
         sent += [among_replicas(value, replica, replicas), value.common_rows] if by_row else [value]
-    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, sent))
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    implementation = kinds.NCCL if tf.config.list_physical_devices("GPU") else kinds.RING
+    packing = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=pack_bytes, implementation=implementation)
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, sent, packing))
     return [
         summed_by_row(of_all_replicas(value, next(sums), next(sums))) if isinstance(value, RowGradient) else next(sums)
         for value in values

@@ -24,7 +24,9 @@ from raylm.guard.judge import Outcome
 from raylm.guard.ledger import Ledger
 from raylm.guard.watchdog import FolderMarks, Watchdog
 from raylm.observe.summary import Summary
+from raylm.optim.scaling import overflowed
 from raylm.optim.schedules import learning_rate
+from raylm.training import exchange
 from raylm.training.agenda import Agenda
 from raylm.training.averaging import averaged, compile_averaging, of_first_rank
 from raylm.training.datasets import Datasets, open_source, rate_factor
@@ -121,11 +123,12 @@ class _Run:
         place = mirror.place if mirror else None
         self.record = Recorder(config, run_folder, topology.rank, outside.publish, place=place)
         self.sent: deque[_Sent] = deque()
-        self.compiled = False
+        self.made = 0  # steps of this attempt
         self.record.wait("building the model")
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
         self.step = compile_step(self.replicas, config)
         self.average = compile_averaging(self.replicas)
+        self.all_reduce = exchange.make_all_reduce(self.replicas, config)
         self.evaluator = Evaluator(self.replicas.model, config.data)
         all_lanes = open_source(config, datasets.train, topology.undivided)
         investigation = Investigation(config, topology, all_lanes, self.record, run_folder, self.total_steps)
@@ -178,9 +181,9 @@ class _Run:
                 if self.agenda.over(self.state):
                     why = ": the validation loss fell no more" if self.agenda.stopped_early(self.state) else ""
                     return "completed", f"{self.state.step} updates{why}"
-            with nullcontext() if self.compiled else self.watchdog.busy():
+            with nullcontext() if self.made else self.watchdog.busy():
                 self._send()
-                self.compiled = True
+                self.made += 1
 
     def _send(self) -> None:
         """Gives the next window to the device and moves the state past it, as if its update will be applied."""
@@ -224,7 +227,7 @@ class _Run:
         stop = False
         while len(self.sent) > left:
             sent = self.sent.popleft()
-            loss_sum, tokens, norm, applied, asked = (float(value) for value in sent.result[:5])
+            loss_sum, tokens, norm, applied, asked, loss_scale = (float(value) for value in sent.result[:6])
             self.watchdog.beat()
             stop = stop or asked > 0
             look = applied and left == 0 and not self.sent  # a state that is not finite is never kept or saved
@@ -238,8 +241,10 @@ class _Run:
                 applied=bool(applied),
                 learning_rate=sent.learning_rate,
                 not_finite=self.recovery.health(self.state.carry) if look else "",
+                overflowed=overflowed(loss_sum, bool(applied), loss_scale),
                 signals=named(self.replicas.model, sent.result.signals),
             )
+            self.record.loss_scale = loss_scale
             with self._long():
                 back = self.recovery.after_step(outcome, self.state, self.total_steps, sent.drill)
             if back is not None:
@@ -251,7 +256,8 @@ class _Run:
     def _anything_due(self) -> bool:
         """Whether something stands between this step and the next, so that every outcome must be read first."""
         between_steps = self.agenda.anything(self.state, self.saver.saved_at)
-        return between_steps or self.recovery.careful or self.recovery.snapshot_due(self.state)
+        timing = exchange.due(self.made, self.topology)
+        return between_steps or timing or self.recovery.careful or self.recovery.snapshot_due(self.state)
 
     def _pause(self) -> None:
         """Everything that is due between two steps. What is expensive to repeat comes after the checkpoint."""
@@ -263,6 +269,9 @@ class _Run:
             self._sample()
         if self.agenda.evaluation(self.state):
             self._evaluate()
+        if exchange.due(self.made, self.topology):
+            with self.record.apart(), self.watchdog.busy():
+                self.record.all_reduce_seconds = exchange.seconds(self.all_reduce)
 
     def _long(self) -> AbstractContextManager[None]:
         """Around what rank 0 does while the others wait."""

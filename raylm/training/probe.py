@@ -1,7 +1,7 @@
 """A recorded step computed again in one process: the replicas' shares one after the other, in the same order.
 
 No strategy, no collective: what several replicas summed is summed here in rank order, virtual shards in that of their
-tree, and everything else is the step's own code (`raylm.training.step`).
+tree, and everything else is the step's own code (`raylm.training.step`). What was summed in 16 bits is summed in full.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import global_norm
 from raylm.optim.optimizers import make_optimizer
 from raylm.optim.rows import Gradient, RowGradient, joined, summed_by_row
+from raylm.optim.scaling import LOWEST, make_loss_scale, overflowed
+from raylm.training.compression import without_residual
 from raylm.training.incident import Incident, RecordedStep
 from raylm.training.inject import strike_of, touch_of
 from raylm.training.state import assign_all
@@ -30,7 +32,8 @@ from raylm.training.summation import fixed_global_norm, tree_sum
 
 @dataclass(frozen=True)
 class Result:
-    """One step: loss in nats a token, the gradient's global norm, whether both are finite."""
+    """One step: loss in nats a token, the gradient's global norm, whether both are finite (or float16's loss scale was
+    too high for the gradient, which is no fault)."""
 
     step: int
     position: int
@@ -47,6 +50,8 @@ class Probe:
         config = incident.config
         self.model = LanguageModel(config.model, incident.vocabulary, config.seed)
         self.optimizer = make_optimizer(config.optimizer, self.model.weights)
+        self.loss_scale = make_loss_scale(config.model)
+        self.slots = {**self.optimizer.slots, **(self.loss_scale.slots if self.loss_scale else {})}
         self.lanes_each = len(incident.last.inputs) // incident.shares
         self.drilled = any(_comes_again(step.drill) for step in incident.steps)
         self._share = tf.function(self._share_eagerly)
@@ -63,7 +68,9 @@ class Probe:
         self.clip_norm = optimization.clip_norm
         self.rate_factor = rate_factor
         self._apply = tf.function(
-            lambda share, rate: apply_gated(self.optimizer, optimization, config.data.lanes, share, rate, self._norm)
+            lambda share, rate: apply_gated(
+                self.optimizer, optimization, config.data.lanes, share, rate, self._norm, self.loss_scale
+            )
         )
 
     def to_fresh_weights(self) -> None:
@@ -75,14 +82,14 @@ class Probe:
     @property
     def state_is_finite(self) -> bool:
         """Whether every weight and slot is."""
-        variables = (*self.model.weights.values(), *self.optimizer.slots.values())
+        variables = (*self.model.weights.values(), *self.slots.values())
         return all(bool(tf.reduce_all(tf.math.is_finite(variable))) for variable in variables)
 
     def to_snapshot(self) -> None:
         """Takes the weights, slots and carry of the incident's snapshot."""
         snapshot = self.incident.snapshot
         assign_all("model", self.model.weights, snapshot.weights)
-        assign_all("optimizer", self.optimizer.slots, snapshot.slots)
+        assign_all("optimizer", self.slots, without_residual(snapshot.slots))
         parts = []
         for name in carry_names(self.model.config.layers):
             padded = np.zeros((len(self.incident.last.inputs), snapshot.carry[name].shape[1]), np.float32)
@@ -97,6 +104,7 @@ class Probe:
         """Computes a step, and unless `update` is false makes it. lanes: the only ones that read; the others are made
         empty, of weight zero."""
         control = self.control(recorded)
+        scale = float(self.loss_scale.value) if self.loss_scale else LOWEST
         batches = [self.batch(recorded, share, lanes) for share in range(self.incident.shares)]
         if self.incident.config.data.widths_vary and not self._share.experimental_get_tracing_count():
             self._share.get_concrete_function(any_width(batches[0]), self.carry[0], control, tf.constant(0))
@@ -106,14 +114,14 @@ class Probe:
         columns = zip(*([one.scalars, *one.gradients] for one in shares), strict=True)
         scalars, *gradients = map(self._sum, columns)
         if not update:
-            return self._result(recorded, scalars, self._norm(gradients))
+            return self._result(recorded, scalars, self._norm(gradients), scale)
         for number, share in enumerate(shares):  # the update is the same for all; each share has its own carry
             summed = Share(scalars, gradients, share.carry, share.next_carry)
             if number == 0:
                 result, self.carry[0] = self._apply(summed, control.learning_rate)
             else:
                 self.carry[number] = share.next_carry if bool(result.finite) else share.carry
-        return self._result(recorded, scalars, result.norm)
+        return self._result(recorded, scalars, result.norm, scale)
 
     def share_traced(self, recorded: RecordedStep, share: int, look: Touch) -> Share:
         """One replica's share, computed eagerly, with `look` at every named tensor."""
@@ -158,12 +166,14 @@ class Probe:
             return look(name, strike(name, tensor))
 
         rows = rows_of(self.incident.config, self.model.vocabulary)
-        return share_of_step(self.model, batch, carry, masks, control, share, touch, rows)
+        scale = self.loss_scale.value if self.loss_scale else None
+        return share_of_step(self.model, batch, carry, masks, control, share, touch, rows, scale)
 
-    def _result(self, recorded: RecordedStep, scalars: Tensor, norm: Tensor) -> Result:
+    def _result(self, recorded: RecordedStep, scalars: Tensor, norm: Tensor, scale: float) -> Result:
         loss_sum, tokens, _ = (float(value) for value in scalars.numpy())
         norm = float(norm)
-        finite = bool(np.isfinite(loss_sum) and np.isfinite(norm))
+        applied = bool(np.isfinite(loss_sum) and np.isfinite(norm))
+        finite = applied or overflowed(loss_sum, applied, scale)
         return Result(recorded.step, recorded.position, loss_sum / max(tokens, 1.0), norm, finite)
 
 

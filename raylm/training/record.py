@@ -67,11 +67,15 @@ class Recorder:
         self.rates: list[float | None] = []
         self.floors: dict[str, float] = {}
         self.began = self.interval_began = clock()
-        self.interval_tokens = 0
+        self.interval_tokens = self.interval_steps = 0
         self.interval_norms: list[float] = []
         self.signals: Mapping[str, float] = {}
         self.waited = self.interval_waited = 0.0
         self.compiled = False
+        self.loss_scale = 1.0
+        self.overflows = 0
+        self.all_reduce_seconds: float | None = None
+        self.all_reduce_shares: list[float | None] = []
         self._lock = threading.Lock()
         if self.writes:
             self.log = EventLog(run_folder, say=self.note)
@@ -122,14 +126,18 @@ class Recorder:
             )
 
     def step(self, outcome: Outcome, total_steps: int) -> None:
-        """One more update was applied."""
-        self.tokens += outcome.tokens
+        """One more update was applied, or left out since float16's loss scale was too high: trained on nothing then."""
         self.interval_tokens += outcome.tokens
-        self.interval_norms.append(outcome.norm)
+        self.interval_steps += 1
         self.signals = outcome.signals or self.signals
         if outcome.epoch != self.epoch_loss.epoch:
             self.epoch_loss = EpochLoss(outcome.epoch, 0.0, 0)
-        self.epoch_loss = self.epoch_loss.plus(outcome.loss * outcome.tokens, outcome.tokens)
+        if outcome.overflowed:
+            self.overflows += 1
+        else:
+            self.tokens += outcome.tokens
+            self.interval_norms.append(outcome.norm)
+            self.epoch_loss = self.epoch_loss.plus(outcome.loss * outcome.tokens, outcome.tokens)
         step = outcome.step + 1
         if step % self.config.report.log_every and self.compiled:
             return
@@ -138,7 +146,12 @@ class Recorder:
         wait = (self.waited - self.interval_waited) / max(seconds, 1e-9) if self.compiled else None
         self.compiled = True  # the first step's time is the compiler's
         self.rates.append(rate)
-        self.interval_tokens, self.interval_began, self.interval_waited = 0, self.clock(), self.waited
+        more: dict[str, Any] = {}
+        if self.all_reduce_seconds is not None and rate is not None:
+            more["all_reduce_share"] = min(1.0, self.all_reduce_seconds * self.interval_steps / max(seconds, 1e-9))
+            self.all_reduce_shares.append(more["all_reduce_share"])
+        if self.config.model.precision == "float16":
+            more |= {"loss_scale": self.loss_scale, "overflows": self.overflows}
         self.emit(
             "step",
             step,
@@ -146,7 +159,7 @@ class Recorder:
             loss=outcome.loss,
             perplexity=perplexity(outcome.loss),
             learning_rate=outcome.learning_rate,
-            gradient_norm=outcome.norm,
+            gradient_norm=None if outcome.overflowed else outcome.norm,
             tokens_per_second=rate,
             data_wait=wait,
             epoch=outcome.epoch,
@@ -154,13 +167,19 @@ class Recorder:
             tokens=self.tokens,
             clipped=self._clipped(),
             signals=self.signals,
+            **more,
         )
-        self.interval_norms.clear()
+        self._new_interval()
 
     def _clipped(self) -> float | None:
         """The share of the gradients since the last step event that were longer than the clip."""
         clip, norms = self.config.optimizer.clip_norm, self.interval_norms
-        return None if clip is None else sum(norm > clip for norm in norms) / len(norms)
+        return None if clip is None or not norms else sum(norm > clip for norm in norms) / len(norms)
+
+    def _new_interval(self) -> None:
+        self.interval_tokens, self.interval_steps = 0, 0
+        self.interval_began, self.interval_waited = self.clock(), self.waited
+        self.interval_norms.clear()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -190,8 +209,7 @@ class Recorder:
     ) -> None:
         """The state is a snapshot's again, and so are the accounts."""
         self._take_over(accounts)
-        self.interval_tokens, self.interval_began, self.interval_waited = 0, self.clock(), self.waited
-        self.interval_norms.clear()
+        self._new_interval()
         skip = decision.left_out
         self.emit(
             "rollback",
@@ -225,7 +243,8 @@ class Recorder:
     def extra(self) -> dict[str, Any]:
         """Accounts that go into a checkpoint beside the state."""
         scores = {f"{split}_nats": score.nats for split, score in self.scores.items()}
-        return {"tokens": self.tokens, "epoch_loss": list(self.epoch_loss), **scores}
+        overflows = {"overflows": self.overflows} if self.overflows else {}
+        return {"tokens": self.tokens, "epoch_loss": list(self.epoch_loss), **overflows, **scores}
 
     def metrics(self) -> dict[str, float]:
         """Figures for Ray's own records."""
@@ -242,6 +261,7 @@ class Recorder:
     def _take_over(self, accounts: Mapping[str, Any]) -> None:
         self.tokens = int(accounts.get("tokens", 0))
         self.epoch_loss = EpochLoss(*accounts.get("epoch_loss", (0, 0.0, 0)))
+        self.overflows = int(accounts.get("overflows", 0))
 
     def end(self, status: str, reason: str, snapshot: Snapshot, rollbacks: int) -> Summary:
         """The summary of the run; rank 0 writes it, and the last event."""
@@ -255,6 +275,7 @@ class Recorder:
             valid_perplexity=splits.get("valid"),
             test_perplexity=splits.get("test"),
             tokens_per_second=steady_rate(self.rates),
+            all_reduce_share=steady_rate(self.all_reduce_shares),
             rollbacks=rollbacks,
             resumes=self.resumes,
             state_sha256=state_sha256(snapshot),

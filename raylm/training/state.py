@@ -20,8 +20,11 @@ from raylm.errors import UserError
 from raylm.guard.ledger import Ledger
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.model.lstm import LayerCarry
+from raylm.model.shapes import rows_of
 from raylm.optim.optimizers import Optimizer, make_optimizer
 from raylm.optim.rows import minus_zero
+from raylm.optim.scaling import LossScale, make_loss_scale
+from raylm.training.compression import Residual, make_residual, without_residual
 from raylm.training.distribute import all_reduce_sum
 from raylm.training.topology import Topology
 
@@ -52,8 +55,15 @@ class Replicas:
     topology: Topology
     model: LanguageModel
     optimizer: Optimizer
+    loss_scale: LossScale | None
+    residual: Residual | None
     place_carry: Callable[[list[Any]], Any]
     gather_carry: Callable[[Any], list[Any]]
+
+    @property
+    def slots(self) -> dict[str, tf.Variable]:
+        """All variables but the weights that are the same on every replica."""
+        return {**self.optimizer.slots, **(self.loss_scale.slots if self.loss_scale else {})}
 
 
 def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: RunConfig, vocabulary: int) -> Replicas:
@@ -61,6 +71,12 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
     with strategy.scope():
         model = LanguageModel(config.model, vocabulary, config.seed)
         optimizer = make_optimizer(config.optimizer, model.weights)
+        loss_scale = make_loss_scale(config.model)
+        residual = None
+        if config.cluster.compress != "none":
+            rows = rows_of(config, vocabulary)
+            size = sum(weight.shape.num_elements() for name, weight in model.weights.items() if name not in rows)
+            residual = make_residual(strategy, topology, size)
     share = topology.lanes_per_replica
 
     @tf.function
@@ -88,7 +104,7 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
         gathered = strategy.run(everyones, args=(carry,))
         return [strategy.experimental_local_results(part)[0][: topology.lanes] for part in gathered]
 
-    return Replicas(strategy, topology, model, optimizer, place, gather)
+    return Replicas(strategy, topology, model, optimizer, loss_scale, residual, place, gather)
 
 
 def check_same_start(replicas: Replicas, step: int | None) -> None:
@@ -129,10 +145,11 @@ def capture(
     """
     carry = replicas.gather_carry(state.carry)
     names = carry_names(replicas.model.config.layers)
+    slots = kept.slots if kept else on_host(replicas.slots)
     return Snapshot(
         step=state.step,
         weights=kept.weights if kept else on_host(replicas.model.weights),
-        slots=kept.slots if kept else on_host(replicas.optimizer.slots),
+        slots={**slots, **(replicas.residual.gathered() if replicas.residual else {})},
         carry={name: part.numpy() for name, part in zip(names, carry, strict=True)},
         cursor=state.cursor.to_json(),
         ledger=state.ledger.to_json(),
@@ -153,7 +170,9 @@ def restore(replicas: Replicas, snapshot: Snapshot) -> State:
         UserError: the snapshot is of another model, optimizer or number of lanes; names the first difference.
     """
     assign_all("model", replicas.model.weights, snapshot.weights)
-    assign_all("optimizer", replicas.optimizer.slots, snapshot.slots)
+    assign_all("optimizer", replicas.slots, without_residual(snapshot.slots))
+    if replicas.residual:
+        replicas.residual.restore(snapshot.slots)
     topology, model = replicas.topology, replicas.model
     worker_carry = []
     for name, part in zip(carry_names(model.config.layers), tf.nest.flatten(model.zero_carry(1)), strict=True):
@@ -183,12 +202,13 @@ def restore(replicas: Replicas, snapshot: Snapshot) -> State:
 class HostState:
     """A whole state in this worker's host memory: weights, slots and the carry of its own lanes as arrays.
 
-    accounts: what the recorder and the guard's memory held then.
+    residual: of each of its replicas. accounts: what the recorder and the guard's memory held then.
     """
 
     position: int
     weights: dict[str, np.ndarray]
     slots: dict[str, np.ndarray]
+    residual: list[np.ndarray]
     carry: list[np.ndarray]
     state: State
     accounts: Any
@@ -200,7 +220,8 @@ def keep(replicas: Replicas, state: State, accounts: Any) -> HostState:
     return HostState(
         position=state.cursor.position,
         weights=on_host(replicas.model.weights),
-        slots=on_host(replicas.optimizer.slots),
+        slots=on_host(replicas.slots),
+        residual=replicas.residual.on_host() if replicas.residual else [],
         carry=[np.concatenate([part.numpy() for part in results(parts)]) for parts in tf.nest.flatten(state.carry)],
         state=replace(state, carry=None),
         accounts=accounts,
@@ -210,21 +231,25 @@ def keep(replicas: Replicas, state: State, accounts: Any) -> HostState:
 def put_back(replicas: Replicas, kept: HostState) -> State:
     """Makes a kept state the present one, on every replica of this worker."""
     assign_all("model", replicas.model.weights, kept.weights)
-    assign_all("optimizer", replicas.optimizer.slots, kept.slots)
+    assign_all("optimizer", replicas.slots, kept.slots)
+    if replicas.residual:
+        replicas.residual.put(kept.residual)
     return replace(kept.state, carry=_place(replicas, kept.carry))
 
 
 def make_health_check(replicas: Replicas) -> Callable[[Any], str]:
     """A function of the carry: the name of the first weight, slot or carry that holds a NaN or an infinity on any
     replica of any worker, empty where all are finite. A collective; every rank gets the same answer."""
-    model, optimizer = replicas.model, replicas.optimizer
-    names = [f"weight {name}" for name in model.weights] + [f"slot {name}" for name in optimizer.slots]
+    model, slots = replicas.model, replicas.slots
+    names = [f"weight {name}" for name in model.weights] + [f"slot {name}" for name in slots]
     names += [f"carry {name}" for name in carry_names(model.config.layers)]
+    residual = [replicas.residual.variable] if replicas.residual else []
+    names += ["residual"] * len(residual)
 
     @tf.function
     def count(carry: Any) -> Any:
         def mine(carry: Any) -> Any:
-            tensors = [*model.weights.values(), *optimizer.slots.values(), *tf.nest.flatten(carry)]
+            tensors = [*model.weights.values(), *slots.values(), *tf.nest.flatten(carry), *residual]
             bad = [tf.reduce_any(~tf.math.is_finite(tensor)) for tensor in tensors]
             return all_reduce_sum([tf.cast(tf.stack(bad), tf.float32)])[0]
 

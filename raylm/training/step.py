@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from raylm.config import OptimizerConfig, RunConfig
+from raylm.config import ClusterConfig, OptimizerConfig, RunConfig
 from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.shapes import rows_of
 from raylm.model.types import Tensor, Touch, untouched
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
-from raylm.optim.rows import Gradient, row_gradient
+from raylm.optim.rows import Gradient, row_gradient, scaled
+from raylm.optim.scaling import LossScale
+from raylm.training.compression import compressed_sum
 from raylm.training.distribute import all_reduce_sum, all_reduce_tree
 from raylm.training.inject import Strike, naive_mean, struck_gradient, touch_of
 from raylm.training.signals import Watch
@@ -54,7 +56,8 @@ class Control(NamedTuple):
 
 class StepResult(NamedTuple):
     """Scalars that are the same on every rank: summed loss (nats), real targets, global gradient norm (after the
-    loss scale, before the clip), whether the update was applied, above zero where a rank asks to stop.
+    loss scale, before the clip), whether the update was applied, above zero where a rank asks to stop, and the scale
+    that float16's gradients were computed with (1 in other precisions).
 
     signals: this rank's own (`raylm.training.signals`), no scalar; empty where they are off."""
 
@@ -63,6 +66,7 @@ class StepResult(NamedTuple):
     norm: Tensor
     finite: Tensor
     stop: Tensor
+    loss_scale: Tensor
     signals: Tensor = ()
 
 
@@ -85,8 +89,9 @@ def share_of_step(
     replica: Tensor,
     touch: Touch = untouched,
     rows: Mapping[str, int] = MappingProxyType({}),
+    loss_scale: Tensor | None = None,
 ) -> Share:
-    """Forward and backward over the lanes of one shard.
+    """Forward and backward over the lanes of one shard. loss_scale: that the backward pass is computed with.
 
     An id outside the vocabulary makes the loss NaN on every device; by itself a CPU would raise, a GPU read zeros.
     rows: weights whose gradients stay rows (`rows_of`).
@@ -107,10 +112,13 @@ def share_of_step(
             control.position,
         )
         objective = loss_sum if regularization is None else loss_sum + regularization
+    found = tape.gradient(objective, weights, loss_scale)
     gradients: list[Gradient] = [
         row_gradient(gradient, rows[name]) if name in rows else tf.convert_to_tensor(gradient)
-        for name, gradient in zip(model.weights, tape.gradient(objective, weights), strict=True)
+        for name, gradient in zip(model.weights, found, strict=True)
     ]
+    if loss_scale is not None:
+        gradients = [scaled(gradient, 1 / loss_scale) for gradient in gradients]
     tokens = tf.reduce_sum(batch.weights)
     loss_sum = touch("loss", tf.where(known, loss_sum, float("nan")))
     if control.strike is not None:
@@ -129,6 +137,7 @@ def share_of_replica(
     control: Control,
     replica: Tensor,
     watch: Watch | None = None,
+    loss_scale: Tensor | None = None,
 ) -> Share:
     """Forward and backward over one replica's lanes, shard after shard, summed in the order of a binary tree. `watch`
     sees the first shard."""
@@ -144,7 +153,7 @@ def share_of_replica(
         if watch is not None and number == 0:
             touch = watch.look(touch)
         before = tf.nest.map_structure(lambda part: part[lanes], carry)
-        return share_of_step(model, mine, before, masks, control, replica, touch, rows)
+        return share_of_step(model, mine, before, masks, control, replica, touch, rows, loss_scale)
 
     shares = [share_of_shard(number) for number in range(topology.shards_per_replica)]
     scalars, *gradients = map(tree_sum, zip(*([one.scalars, *one.gradients] for one in shares), strict=True))
@@ -162,8 +171,15 @@ def apply_gated(
     share: Share,
     learning_rate: Tensor,
     norm_of: Callable[[list[Tensor]], Tensor] = global_norm,
+    loss_scale: LossScale | None = None,
+    once_finite: Callable[[], object] = lambda: None,
 ) -> tuple[StepResult, Carry]:
-    """The update from a share that is summed over all replicas; `lanes` is the global batch's."""
+    """The update from a share that is summed over all replicas; `lanes` is the global batch's.
+
+    loss_scale: adapted to whether the gradient overflowed. Where the loss itself is not finite, it is not to blame.
+    once_finite: called with the update.
+    """
+    used = loss_scale.value if loss_scale else tf.ones([])
     loss_sum, tokens, stop = tf.unstack(share.scalars)
     scale = 1 / (tf.maximum(tokens, 1) if config.loss_scale == "token_mean" else float(lanes))
     norm = scale * norm_of(share.gradients)
@@ -171,28 +187,59 @@ def apply_gated(
 
     def update() -> Tensor:
         optimizer.apply(share.gradients, scale * clip_factor(norm, config.clip_norm), learning_rate)
+        once_finite()
+        if loss_scale:
+            loss_scale.after_update()
         return True
 
-    tf.cond(finite, update, lambda: False)
+    def no_update() -> Tensor:
+        if loss_scale:
+            tf.cond(tf.math.is_finite(loss_sum), loss_scale.after_overflow, lambda: None)
+        return False
+
+    tf.cond(finite, update, no_update)
     carry = tf.nest.map_structure(lambda new, old: tf.where(finite, new, old), share.next_carry, share.carry)
-    return StepResult(loss_sum, tokens, norm, finite, stop), carry
+    return StepResult(loss_sum, tokens, norm, finite, stop, used), carry
+
+
+def sum_over_replicas(
+    replicas: Replicas, config: ClusterConfig, scalars: Tensor, gradients: list[Gradient]
+) -> tuple[Tensor, list[Gradient], Callable[[], object]]:
+    """Scalars and gradients summed over all replicas, in the order that the run is held to; and what is to be done
+    once they are found to be finite."""
+    topology, residual = replicas.topology, replicas.residual
+    if residual is not None:
+        before = residual.variable.read_value()
+        scalars, gradients, left = compressed_sum(scalars, gradients, before, config.pack_bytes)
+        return scalars, gradients, lambda: residual.variable.assign(left)
+    values = [scalars, *gradients]
+    if topology.virtual_shards is None:
+        scalars, *gradients = all_reduce_sum(values, config.pack_bytes)
+    else:
+        scalars, *gradients = all_reduce_tree(values, topology.shards // topology.shards_per_replica)
+    return scalars, gradients, lambda: None
 
 
 def train_step(
     replicas: Replicas, config: RunConfig, batch: Batch, carry: Carry, control: Control, replica: Tensor
 ) -> tuple[StepResult, Carry]:
     """One update, identical on every replica; batch and carry hold this replica's lanes."""
-    topology, optimization = replicas.topology, config.optimizer
+    topology, loss_scale = replicas.topology, replicas.loss_scale
     watch = Watch(replicas.model, control.position, config.report.log_every) if config.report.signals else None
-    share = share_of_replica(replicas.model, config, topology, batch, carry, control, replica, watch)
-    values = [share.scalars, *share.gradients]
-    if topology.virtual_shards is None:
-        (scalars, *gradients), norm_of = all_reduce_sum(values), global_norm
-    else:
-        holders = topology.shards // topology.shards_per_replica
-        (scalars, *gradients), norm_of = all_reduce_tree(values, holders), fixed_global_norm
+    scale = loss_scale.value if loss_scale else None
+    share = share_of_replica(replicas.model, config, topology, batch, carry, control, replica, watch, scale)
+    scalars, gradients, once_finite = sum_over_replicas(replicas, config.cluster, share.scalars, share.gradients)
     share = share._replace(scalars=scalars, gradients=gradients)
-    result, carry = apply_gated(replicas.optimizer, optimization, topology.lanes, share, control.learning_rate, norm_of)
+    result, carry = apply_gated(
+        replicas.optimizer,
+        config.optimizer,
+        topology.lanes,
+        share,
+        control.learning_rate,
+        global_norm if topology.virtual_shards is None else fixed_global_norm,
+        loss_scale,
+        once_finite,
+    )
     return result if watch is None else result._replace(signals=watch.signals(share.carry, carry)), carry
 
 
