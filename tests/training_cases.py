@@ -22,7 +22,7 @@ from raylm.training.datasets import Datasets
 from raylm.training.distribute import make_strategy
 from raylm.training.loop import Outside, train
 from raylm.training.signals import named
-from raylm.training.state import fresh_carry, make_replicas
+from raylm.training.state import check_same_start, fresh_carry, make_replicas
 from raylm.training.step import Batch, Control, compile_step
 from raylm.training.topology import Topology
 
@@ -74,6 +74,7 @@ def _steps(
     strategy: tf.distribute.Strategy, topology: Topology, config: RunConfig, words: int, windows: list[Window]
 ) -> list[Stepped]:
     made = make_replicas(strategy, topology, config, words)
+    check_same_start(made, step=70_000)
     step = compile_step(made, config)
     names = carry_names(config.model.layers)
 

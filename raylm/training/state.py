@@ -119,9 +119,13 @@ def check_same_start(replicas: Replicas, step: int | None) -> None:
     number = 0 if step is None else step + 1
     halves = tf.constant([float(number >> 16), float(number & 0xFFFF)])  # whole numbers that float32 adds up exactly
 
+    def of_all() -> Any:
+        # Of each replica its own: a tensor that all of a worker's share would be added up once for the worker.
+        return all_reduce_sum([tf.identity(halves)])[0]
+
     @tf.function
     def total() -> Any:
-        return strategy.experimental_local_results(strategy.run(lambda: all_reduce_sum([halves])[0]))[0]
+        return strategy.experimental_local_results(strategy.run(of_all))[0]
 
     if any(total().numpy() != topology.workers * topology.replicas * halves.numpy()):
         mine = "no checkpoint" if step is None else f"the checkpoint of step {step}"
