@@ -120,7 +120,7 @@ class ModelConfig(Section):
     hidden: PositiveInt = 200
     """Units of each layer, and of the embedding where `embedding` is none."""
     embedding: PositiveInt | None = None
-    """Units of the embedding, of the last layer and so of the softmax; none: as `hidden`."""
+    """Units of the embedding and, without a projection, of the last layer and so of the softmax; none: as `hidden`."""
     dropout: Rate = 0.0
     """Share dropped on the non-recurrent connections."""
     input_dropout: Rate | None = None
@@ -143,6 +143,9 @@ class ModelConfig(Section):
     """Parameters start uniform in ± this."""
     forget_bias: float = 0.0
     """Added to the forget gate's first bias."""
+    projection: PositiveInt | None = None
+    """Outputs of each layer, computed from its units, and of the embedding where `embedding` is none (Sak et al. 2014);
+    none: the units themselves."""
     peepholes: bool = False
     """Gates see the cell through weights of their own (Gers and Schmidhuber 2000)."""
     kernel: Literal["fused", "loop"] = "fused"
@@ -177,16 +180,33 @@ class ModelConfig(Section):
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Of the embedding and of each layer: layer n reads units[n] and has units[n + 1]."""
-        ends = self.embedding or self.hidden
-        return (ends, *[self.hidden] * (self.layers - 1), ends)
+        """Of each layer."""
+        last = self.hidden if self.projection else self.embedding or self.hidden
+        return (*[self.hidden] * (self.layers - 1), last)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the embedding and of each layer's output: layer n reads widths[n] and gives widths[n + 1]."""
+        outputs = (self.projection,) * self.layers if self.projection else self.units
+        return (self.embedding or self.projection or self.hidden, *outputs)
+
+    @model_validator(mode="after")
+    def _one_table_has_one_width(self) -> ModelConfig:
+        if self.tie_weights and self.widths[0] != self.widths[-1]:
+            raise ValueError(
+                f"tie_weights: the embedding has {self.widths[0]} units and the softmax {self.widths[-1]}; "
+                "leave embedding out, or give it as projection"
+            )
+        return self
 
 
 class OptimizerConfig(Section):
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "adagrad"] = "sgd"
     """The update."""
     clip_norm: PositiveFloat | None = 5.0
     """Largest global norm of the gradient, after the all-reduce; none to leave it as it is."""
+    clip_of: Literal["all", "layers"] = "all"
+    """What is clipped, and by whose norm: all weights, or those of the LSTM layers alone."""
     loss_scale: Literal["token_mean", "sequence_sum"] = "sequence_sum"
     """What the gradient is of: the mean over tokens, or the sum over time averaged over lanes (T times as large, so
     learning rate and clip mean something else)."""
@@ -196,11 +216,16 @@ class OptimizerConfig(Section):
     """Adam's decay of the second moment."""
     epsilon: PositiveFloat = 1e-8
     """Adam's smallest denominator."""
+    accumulator: PositiveFloat = 1.0
+    """Where Adagrad's sums of squares begin."""
     weight_decay: NonNegativeFloat = 0.0
     """An update first takes this share, times the learning rate, of every weight from it."""
-    averaging: Literal["off", "triggered", "always"] = "off"
+    averaging: Literal["off", "triggered", "always", "exponential"] = "off"
     """Evaluate and use the mean of the weights after each update. always: from the first. triggered: from the end of
-    the first epoch whose validation loss is above the lowest of all but the last `patience` before it (NT-ASGD)."""
+    the first epoch whose validation loss is above the lowest of all but the last `patience` before it (NT-ASGD).
+    exponential: of the LSTM layers' weights alone, the older the less."""
+    averaging_decay: float = Field(0.999, gt=0.0, lt=1.0)
+    """exponential: what an update leaves of the mean before it."""
     patience: PositiveInt = 5
     """Epochs that the validation loss may go without falling, before averaging or `stop_early`."""
 

@@ -160,7 +160,7 @@ def test_a_window_of_one_time_step_has_no_change_to_regularize() -> None:
 def test_the_recipe_has_the_published_sizes_and_starts() -> None:
     """24 M parameters at 10,000 words; each layer in ± 1/√units, the embedding in ± .1, the softmax's bias 0."""
     config = RunConfig.model_validate(RECIPES["ptb-awd"]).model
-    assert config.units == (400, 1150, 1150, 400)
+    assert config.widths == (400, 1150, 1150, 400)
     weights = initial_weights(config, 10_000, seed=0)
     assert sum(weight.size for weight in weights.values()) == 24_210_800
     reach = {name: float(np.abs(weight).max()) for name, weight in weights.items()}

@@ -49,16 +49,32 @@ def adam(
     return updates
 
 
+def adagrad(learning_rate: float, accumulator: float) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
+    def updates(weight: np.ndarray) -> Iterator[np.ndarray]:
+        squares = np.full_like(weight, accumulator)
+        while True:
+            gradient = yield weight
+            squares = squares + gradient**2
+            weight = weight - learning_rate * gradient / np.sqrt(squares)
+
+    return updates
+
+
 @pytest.mark.parametrize(
     ("config", "reference"),
     [
         (OptimizerConfig(name="sgd"), sgd(0.1)),
         (OptimizerConfig(name="adam"), adam(0.1, 0.9, 0.999, 1e-8)),
         (OptimizerConfig(name="adam", beta1=0.0, beta2=0.5, epsilon=0.1), adam(0.1, 0.0, 0.5, 0.1)),
+        (OptimizerConfig(name="adagrad"), adagrad(0.1, 1.0)),
+        (OptimizerConfig(name="adagrad", accumulator=0.1), adagrad(0.1, 0.1)),
         (OptimizerConfig(name="sgd", weight_decay=0.2), sgd(0.1, 0.2)),
         (OptimizerConfig(name="adam", weight_decay=0.2), adam(0.1, 0.9, 0.999, 1e-8, 0.2)),
     ],
-    ids=["sgd", "adam", "adam with other constants", "sgd with decay", "adam with decay"],
+    ids=[
+        *("sgd", "adam", "adam with other constants", "adagrad", "adagrad from little"),
+        *("sgd with decay", "adam with decay"),
+    ],
 )
 def test_updates_are_the_published_ones(
     config: OptimizerConfig, reference: Callable[..., Iterator[np.ndarray]]
@@ -123,6 +139,21 @@ def test_the_mean_is_of_the_weights_after_the_updates_that_are_averaged(name: st
     for key, mean in averages(optimizer.slots).items():
         np.testing.assert_allclose(mean, np.mean([each[key] for each in seen], axis=0), rtol=1e-5, atol=1e-6)
         assert not np.allclose(mean, weights[key])
+
+
+def test_the_exponential_mean_is_of_the_layers_alone_and_forgets() -> None:
+    weights = {name: tf.Variable(0.0) for name in ("embedding", "lstm0/bias")}
+    config = OptimizerConfig(averaging="exponential", averaging_decay=0.75)
+    optimizer = make_optimizer(config, weights)
+    assert isinstance(optimizer, Averaged)
+    mean, values = 0.0, [3.0, 1.0, 4.0, 1.0, 5.0, 9.0]
+    for count, value in enumerate(values, 1):
+        weights["lstm0/bias"].assign(value)
+        optimizer.average()
+        mean += max(1 / count, 0.25) * (value - mean)
+    found = averages(optimizer.slots)
+    assert list(found) == ["lstm0/bias"]
+    assert float(found["lstm0/bias"]) == pytest.approx(mean)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_the_norm_is_that_of_summed_rows() -> None:
     assert float(global_norm([summed_by_row(rows(1))])) == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adagrad"])
 def test_an_update_by_rows_is_that_of_the_whole_gradient(name: str) -> None:
     """Of Adam too, whose moments decay in every row."""
     by_rows, by_whole = weight(), weight()

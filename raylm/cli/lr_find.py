@@ -122,7 +122,7 @@ def _copied(
 def _range(config: RunConfig, lowest: float | None, highest: float | None) -> tuple[float, float]:
     """Five powers of ten around the rates that the optimizer is used with (`raylm.observe.rates`)."""
     terms = config.data.window if config.optimizer.loss_scale == "sequence_sum" else 1
-    usual = 1e-5 if config.optimizer.name == "adam" else 0.02 / terms
+    usual = {"adam": 1e-5, "adagrad": 1e-3}.get(config.optimizer.name, 0.02 / terms)
     lowest = usual if lowest is None else lowest
     highest = 1e5 * lowest if highest is None else highest
     if highest <= lowest:

@@ -144,8 +144,8 @@ class LanguageModel(tf.Module):
 
     def zero_carry(self, lanes: int) -> Carry:
         """The carry of lanes that have read nothing."""
-        zeros = (tf.zeros([lanes, units]) for units in self.config.units[1:])
-        return tuple(LayerCarry(part, part) for part in zeros)
+        sizes = zip(self.config.widths[1:], self.config.units, strict=True)
+        return tuple(LayerCarry(*(tf.zeros([lanes, size]) for size in pair)) for pair in sizes)
 
     def _regularization(self, raw_TBH: Tensor, dropped_TBH: Tensor, weights_TB: Tensor) -> Tensor | None:
         """AR and TAR (Merity, McCann and Socher 2017, arXiv:1708.01009), summed over the window's real targets."""
@@ -178,7 +178,7 @@ def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str
     for name, shape in weight_shapes(config, vocabulary).items():
         scale = _initial_scale(config, name)
         weights[name] = generator.random(shape, np.float32) * np.float32(2 * scale) - np.float32(scale)
-    for layer, units in enumerate(config.units[1:]):
+    for layer, units in enumerate(config.units):
         weights[f"lstm{layer}/bias"][units : 2 * units] += np.float32(config.forget_bias)
     return weights
 
@@ -187,7 +187,7 @@ def _initial_scale(config: ModelConfig, name: str) -> float:
     if config.init == "uniform" or name in ("embedding", "softmax"):
         return config.init_scale
     layer = re.match(r"lstm(\d+)/", name)
-    return config.units[int(layer[1]) + 1] ** -0.5 if layer else 0.0
+    return config.units[int(layer[1])] ** -0.5 if layer else 0.0
 
 
 def carry_names(layers: int) -> list[str]:

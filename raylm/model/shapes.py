@@ -15,16 +15,17 @@ _MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
 
 def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
     """Every weight's shape, in the order in which they are drawn and saved."""
-    units = config.units
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, units[0])}
-    for layer, (inputs, hidden) in enumerate(pairwise(units)):
-        shapes[f"lstm{layer}/kernel"] = (inputs, 4 * hidden)
-        shapes[f"lstm{layer}/recurrent"] = (hidden, 4 * hidden)
-        shapes[f"lstm{layer}/bias"] = (4 * hidden,)
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocabulary, config.widths[0])}
+    for layer, (units, (inputs, outputs)) in enumerate(zip(config.units, pairwise(config.widths), strict=True)):
+        shapes[f"lstm{layer}/kernel"] = (inputs, 4 * units)
+        shapes[f"lstm{layer}/recurrent"] = (outputs, 4 * units)
+        shapes[f"lstm{layer}/bias"] = (4 * units,)
         if config.peepholes:
-            shapes[f"lstm{layer}/peepholes"] = (3, hidden)
+            shapes[f"lstm{layer}/peepholes"] = (3, units)
+        if config.projection:
+            shapes[f"lstm{layer}/projection"] = (units, outputs)
     if not config.tie_weights:
-        shapes["softmax"] = (vocabulary, units[-1])
+        shapes["softmax"] = (vocabulary, config.widths[-1])
     shapes["softmax/bias"] = (vocabulary,)
     return shapes
 

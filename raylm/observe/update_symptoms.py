@@ -8,8 +8,9 @@ from raylm.observe.figures import compact
 from raylm.observe.findings import Evidence, Finding, smooth
 from raylm.observe.rates import judge_rate
 
-SOUND_RATES = {"sgd": 1.0, "adam": 0.001}
-"""What a patch sets: Zaremba et al. 2014 for SGD on a sum over time, and low enough on a mean; Adam's own default."""
+SOUND_RATES = {"sgd": 1.0, "adam": 0.001, "adagrad": 0.2}
+"""What a patch sets: Zaremba et al. 2014 for SGD on a sum over time, and low enough on a mean; Adam's own default;
+Jozefowicz et al. 2016 for Adagrad."""
 
 _RATE = "schedule.learning_rate"
 

@@ -24,8 +24,14 @@ def stopped_falling(losses: Sequence[float], patience: int) -> bool:
     return any(loss > lowest for lowest, loss in zip(lowest_before, losses[patience + 1 :], strict=False))
 
 
+def of_layer(name: str) -> bool:
+    """Whether a weight is an LSTM layer's."""
+    return name.startswith("lstm")
+
+
 def averages(slots: Mapping[str, Value]) -> dict[str, Value]:
-    """The means among an optimizer's slots, by their weights' names; nothing before the first update of them."""
+    """The means among an optimizer's slots, by their weights' names, perhaps not of all weights; nothing before the
+    first update of them."""
     if not float(slots.get(COUNT, 0.0)) > 0:  # type: ignore[arg-type]
         return {}
     return {name.removeprefix(PREFIX): mean for name, mean in slots.items() if name.startswith(PREFIX)}

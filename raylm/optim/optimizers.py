@@ -1,4 +1,4 @@
-"""Updates: stochastic gradient descent and Adam, over plain variables, and the mean of the weights after them.
+"""Updates: stochastic gradient descent, Adam and Adagrad, over plain variables, and the mean of the weights after them.
 
 An optimizer owns its slots as variables created before the first step, in the weights' order on every rank. `apply`
 takes gradients that are already summed over all replicas, each row once: it scales them and moves the weights, in
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from raylm.config import OptimizerConfig
 from raylm.model.types import Tensor
-from raylm.optim.averaging import COUNT, PREFIX
+from raylm.optim.averaging import COUNT, PREFIX, of_layer
 from raylm.optim.rows import Gradient, RowGradient, dense
 
 
@@ -86,12 +86,34 @@ class Adam:
             )
 
 
+class Adagrad:
+    """w ← w − lr · g / √(sum of g² so far) (Duchi, Hazan and Singer 2011). A row that is not read stays as it is."""
+
+    def __init__(self, weights: Mapping[str, tf.Variable], accumulator: float, weight_decay: float = 0.0) -> None:
+        self.weights, self.weight_decay = weights, weight_decay
+        self.slots: Mapping[str, tf.Variable] = {
+            f"{name}/squares": tf.Variable(tf.fill(weight.shape, accumulator), trainable=False)
+            for name, weight in weights.items()
+        }
+
+    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
+        _decay(self.weights, self.weight_decay, learning_rate)
+        for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
+            variables = {"var": weight.handle, "accum": self.slots[f"{name}/squares"].handle, "lr": learning_rate}
+            if isinstance(gradient, RowGradient):
+                tf.raw_ops.ResourceSparseApplyAdagrad(
+                    **variables, grad=factor * gradient.rows, indices=gradient.ids, update_slots=True
+                )
+            else:
+                tf.raw_ops.ResourceApplyAdagrad(**variables, grad=factor * gradient)
+
+
 class Averaged:
     """Another optimizer's updates, and the mean of the weights after those that `average` follows
-    (`raylm.optim.averaging`)."""
+    (`raylm.optim.averaging`). least: the smallest share that the newest weights have in it."""
 
-    def __init__(self, optimizer: Optimizer, weights: Mapping[str, tf.Variable]) -> None:
-        self.weights = weights
+    def __init__(self, optimizer: Optimizer, weights: Mapping[str, tf.Variable], least: float = 0.0) -> None:
+        self.weights, self.least = weights, least
         self.apply = optimizer.apply
         self.means = {name: tf.Variable(tf.zeros_like(weight), trainable=False) for name, weight in weights.items()}
         self.count = tf.Variable(0.0, trainable=False)
@@ -101,7 +123,7 @@ class Averaged:
     def average(self) -> None:
         """Takes the weights as they are into their mean."""
         self.count.assign_add(1.0)
-        share = 1 / self.count.read_value()
+        share = tf.maximum(1 / self.count.read_value(), self.least)
         for name, weight in self.weights.items():
             self.means[name].assign_add(share * (weight - self.means[name]))
 
@@ -117,4 +139,9 @@ def make_optimizer(config: OptimizerConfig, weights: Mapping[str, tf.Variable]) 
     optimizer: Optimizer = SGD(weights, config.weight_decay)
     if config.name == "adam":
         optimizer = Adam(weights, config.beta1, config.beta2, config.epsilon, config.weight_decay)
+    elif config.name == "adagrad":
+        optimizer = Adagrad(weights, config.accumulator, config.weight_decay)
+    if config.averaging == "exponential":
+        layers = {name: weight for name, weight in weights.items() if of_layer(name)}
+        return Averaged(optimizer, layers, 1 - config.averaging_decay)
     return optimizer if config.averaging == "off" else Averaged(optimizer, weights)

@@ -49,7 +49,7 @@ def averaged(replicas: Replicas) -> Iterator[None]:
     means = averages(on_host(replicas.optimizer.slots))
     before = on_host(replicas.model.weights) if means else {}
     if means:
-        assign_all("model", replicas.model.weights, means)
+        assign_all("model", replicas.model.weights, before | means)
     try:
         yield
     finally:

@@ -36,7 +36,8 @@ word. In Python:
   words = open("vocabulary.txt", encoding="utf-8", newline="").read()[:-1].split("\\n")
 
 With lstmN/peepholes, rows p_i, p_f, p_o: i and f take p_i * c and p_f * c of the c before into the sigmoid, o takes
-p_o * c of the c after. PyTorch's nn.LSTM stands the gates otherwise: input, forget, candidate,
+p_o * c of the c after. With lstmN/projection the output h is (o * tanh(c)) @ lstmN/projection.
+PyTorch's nn.LSTM stands the gates otherwise: input, forget, candidate,
 output, and multiplies by the transposes.
 """
 
@@ -65,7 +66,7 @@ An id outside the vocabulary is an error. The functions are for inference; they 
 
 def _head(trained: Trained) -> str:
     model = trained.config.model
-    units = ", ".join(map(str, dict.fromkeys(model.units[1:])))
+    units = ", ".join(map(str, dict.fromkeys(model.units)))
     return f"""A word language model trained with raylm: {model.layers} LSTM layers of {units} units, \
 {len(trained.vocabulary):,} words.
 Step {trained.step:,} of recipe {trained.config.recipe}; state_sha256 {trained.state_sha256}.

@@ -123,7 +123,8 @@ def starting_weights(path: str, dataset_id: str, rank: int) -> Arrays:
 
 def weights_in_use(snapshot: Snapshot) -> Arrays:
     """What is evaluated and used: the means of the weights, where they are averaged."""
-    return averages(snapshot.slots) or snapshot.weights
+    means = averages(snapshot.slots)
+    return {**snapshot.weights, **means} if means else snapshot.weights
 
 
 def _training_text(

@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from raylm.config import OptimizerConfig, RunConfig
+from raylm.config import RunConfig
 from raylm.errors import UserError
 from raylm.model.shapes import rows_of, weight_shapes, words_at_once
+from raylm.optim.averaging import of_layer
 from raylm.training.topology import Topology
 
 FLOAT = 4
@@ -26,7 +27,7 @@ RUNTIME_BYTES = GIB
 FILES_BYTES = 8 << 10
 """Of a checkpoint, for its JSON and the headers of its arrays."""
 
-SLOTS = {"sgd": 0, "adam": 2}
+SLOTS = {"sgd": 0, "adam": 2, "adagrad": 1}
 """Slots of every optimizer that are as large as the weight."""
 
 
@@ -111,9 +112,9 @@ def make_plan(config: RunConfig, text: Text, topology: Topology, device: Device)
     kept = config.checkpoint
     size = checkpoint_bytes(config, text.vocabulary)
     for_good = steps // kept.keep_every if kept.keep_every else 0
-    carry = carry_bytes(config, text.vocabulary, topology.padded_lanes)
+    carry = carry_bytes(config, topology.padded_lanes)
     runtime = {} if device.memory is None else {"runtime": RUNTIME_BYTES}
-    snapshot = parameters * FLOAT + slot_bytes(config.optimizer, parameters) + carry
+    snapshot = parameters * FLOAT + slot_bytes(config, text.vocabulary) + carry
     return Plan(
         parameters=parameters,
         lanes=topology.lanes_per_replica,
@@ -132,22 +133,25 @@ def count_parameters(config: RunConfig, vocabulary: int) -> int:
     return sum(map(math.prod, weight_shapes(config.model, vocabulary).values()))
 
 
-def slot_bytes(optimizer: OptimizerConfig, parameters: int) -> int:
+def slot_bytes(config: RunConfig, vocabulary: int) -> int:
     """Of the optimizer's slots and of means of the weights; Adam and a mean count their updates too."""
-    means = optimizer.averaging != "off"
-    return FLOAT * ((SLOTS[optimizer.name] + means) * parameters + (optimizer.name == "adam") + means)
+    optimizer, parameters = config.optimizer, count_parameters(config, vocabulary)
+    shapes = weight_shapes(config.model, vocabulary)
+    layers = sum(math.prod(shape) for name, shape in shapes.items() if of_layer(name))
+    means = {"off": 0, "exponential": layers + 1}.get(optimizer.averaging, parameters + 1)
+    return FLOAT * (SLOTS[optimizer.name] * parameters + (optimizer.name == "adam") + means)
 
 
-def carry_bytes(config: RunConfig, vocabulary: int, lanes: int) -> int:
+def carry_bytes(config: RunConfig, lanes: int) -> int:
     """Of hidden state and cell of every layer."""
-    return FLOAT * lanes * 2 * sum(width for _, width in _layers(config, vocabulary))
+    return FLOAT * lanes * sum((*config.model.widths[1:], *config.model.units))
 
 
 def checkpoint_bytes(config: RunConfig, vocabulary: int) -> int:
     """Of one checkpoint's arrays, and a round figure for the rest of its files."""
     parameters = count_parameters(config, vocabulary)
-    arrays = parameters * FLOAT + slot_bytes(config.optimizer, parameters)
-    return arrays + carry_bytes(config, vocabulary, config.data.lanes) + FILES_BYTES
+    arrays = parameters * FLOAT + slot_bytes(config, vocabulary)
+    return arrays + carry_bytes(config, config.data.lanes) + FILES_BYTES
 
 
 def memory_parts(config: RunConfig, vocabulary: int, window: int, topology: Topology) -> dict[str, int]:
@@ -160,19 +164,19 @@ def memory_parts(config: RunConfig, vocabulary: int, window: int, topology: Topo
     if topology.virtual_shards is not None:
         gradients *= topology.shards_per_replica
         sums *= max(topology.shards // topology.shards_per_replica // 2, 1)
-    embedding, layers = _width(config, vocabulary), _layers(config, vocabulary)
+    embedding, layers = config.model.widths[0], _layers(config)
     # Kept of each layer: its input after dropout, the product, gates, cells, their tanh, outputs; then, for one layer
     # at a time, what its arrays are stacked into, or the gradients of the way back.
-    activations = embedding + sum(read + 11 * width for read, width in layers)
-    activations += max(read + 10 * width for read, width in layers)
+    activations = embedding + sum(read + 10 * units + outputs for read, units, outputs in layers)
+    activations += max(read + 9 * units + outputs for read, units, outputs in layers)
     return {
         "weights": parameters * FLOAT,
-        "slots": slot_bytes(config.optimizer, parameters),
+        "slots": slot_bytes(config, vocabulary),
         "gradients": gradients * FLOAT,
         "sums over replicas": sums * FLOAT,
         "activations": rows * activations * FLOAT,
         "logits": _logit_floats(config, vocabulary, rows) * FLOAT,
-        "carry": 2 * carry_bytes(config, vocabulary, topology.lanes_per_replica),
+        "carry": 2 * carry_bytes(config, topology.lanes_per_replica),
     }
 
 
@@ -190,18 +194,13 @@ def _logit_floats(config: RunConfig, vocabulary: int, rows: int) -> int:
     drawn = config.model.sampled_softmax
     if drawn is None:
         return 3 * rows * words_at_once(config.model.loss_chunk, rows, vocabulary)
-    return 3 * rows * min(drawn, vocabulary) + 2 * (min(drawn, vocabulary) + rows) * _width(config, vocabulary)
+    return 3 * rows * min(drawn, vocabulary) + 2 * (min(drawn, vocabulary) + rows) * config.model.widths[-1]
 
 
-def _width(config: RunConfig, vocabulary: int) -> int:
-    return weight_shapes(config.model, vocabulary)["embedding"][1]
-
-
-def _layers(config: RunConfig, vocabulary: int) -> list[tuple[int, int]]:
-    """What each layer reads, and its units."""
-    shapes = weight_shapes(config.model, vocabulary)
-    names = (f"lstm{layer}" for layer in range(config.model.layers))
-    return [(shapes[f"{name}/kernel"][0], shapes[f"{name}/recurrent"][0]) for name in names]
+def _layers(config: RunConfig) -> list[tuple[int, int, int]]:
+    """What each layer reads, its units and its outputs."""
+    widths = config.model.widths
+    return list(zip(widths[:-1], config.model.units, widths[1:], strict=True))
 
 
 def refuse_what_does_not_fit(plan: Plan, device: Device, config: RunConfig) -> None:
@@ -233,10 +232,11 @@ def _gib(size: float) -> str:
 def operations(config: RunConfig, vocabulary: int) -> tuple[float, float]:
     """Floating-point operations for one target in training, and in evaluation: two for a product and its sum, and as
     many twice again on the way back; a softmax in pieces computes its logits once more."""
-    layers = 2 * sum(4 * width * (read + width) for read, width in _layers(config, vocabulary))
+    projected = config.model.projection is not None
+    layers = 2 * sum(units * (4 * (read + outputs) + projected * outputs) for read, units, outputs in _layers(config))
     words = min(config.model.sampled_softmax or vocabulary, vocabulary)
-    softmax = 2 * words * _width(config, vocabulary)
-    return 3 * layers + 3 * softmax, layers + 2 * vocabulary * _width(config, vocabulary)
+    width = config.model.widths[-1]
+    return 3 * (layers + 2 * words * width), layers + 2 * vocabulary * width
 
 
 @dataclass(frozen=True)

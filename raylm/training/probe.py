@@ -18,6 +18,7 @@ from raylm.model.language_model import Carry, LanguageModel, carry_names, initia
 from raylm.model.lstm import LayerCarry
 from raylm.model.shapes import rows_of
 from raylm.model.types import Tensor, Touch, untouched
+from raylm.optim.averaging import of_layer
 from raylm.optim.clipping import global_norm
 from raylm.optim.optimizers import make_optimizer
 from raylm.optim.rows import Gradient, RowGradient, joined, summed_by_row
@@ -69,7 +70,14 @@ class Probe:
         self.rate_factor = rate_factor
         self._apply = tf.function(
             lambda share, rate: apply_gated(
-                self.optimizer, optimization, config.data.lanes, share, rate, self._norm, self.loss_scale
+                self.optimizer,
+                optimization,
+                config.data.lanes,
+                share,
+                rate,
+                self._norm,
+                self.loss_scale,
+                of_layers=[*map(of_layer, self.model.weights)],
             )
         )
 

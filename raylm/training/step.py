@@ -7,7 +7,8 @@ where it is closed, weights and slots are not touched and the carry is selected,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.shapes import rows_of
 from raylm.model.types import Tensor, Touch, untouched
+from raylm.optim.averaging import of_layer
 from raylm.optim.clipping import clip_factor, global_norm
 from raylm.optim.optimizers import Optimizer
 from raylm.optim.rows import Gradient, row_gradient, scaled
@@ -173,9 +175,11 @@ def apply_gated(
     norm_of: Callable[[list[Tensor]], Tensor] = global_norm,
     loss_scale: LossScale | None = None,
     once_finite: Callable[[], object] = lambda: None,
+    of_layers: Sequence[bool] = (),
 ) -> tuple[StepResult, Carry]:
     """The update from a share that is summed over all replicas; `lanes` is the global batch's.
 
+    of_layers: which gradients are of LSTM layers, where they alone are clipped.
     loss_scale: adapted to whether the gradient overflowed. Where the loss itself is not finite, it is not to blame.
     once_finite: called with the update.
     """
@@ -186,7 +190,13 @@ def apply_gated(
     finite = tf.math.is_finite(loss_sum) & tf.math.is_finite(norm)
 
     def update() -> Tensor:
-        optimizer.apply(share.gradients, scale * clip_factor(norm, config.clip_norm), learning_rate)
+        if config.clip_of == "all":
+            optimizer.apply(share.gradients, scale * clip_factor(norm, config.clip_norm), learning_rate)
+        else:
+            layers = list(compress(share.gradients, of_layers))
+            clip = clip_factor(scale * norm_of(layers), config.clip_norm)
+            pairs = zip(share.gradients, of_layers, strict=True)
+            optimizer.apply([clip * each if layer else each for each, layer in pairs], scale, learning_rate)
         once_finite()
         if loss_scale:
             loss_scale.after_update()
@@ -239,6 +249,7 @@ def train_step(
         global_norm if topology.virtual_shards is None else fixed_global_norm,
         loss_scale,
         once_finite,
+        [*map(of_layer, replicas.model.weights)],
     )
     return result if watch is None else result._replace(signals=watch.signals(share.carry, carry)), carry
 
