@@ -67,13 +67,14 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """right: the rules of which one must be the first finding. change: of the configuration, of the texts, of the code
-    as it runs."""
+    """right: the rules of which one must be the first finding. lines: of the train text. What is changed: the
+    configuration, the texts, the code as it runs."""
 
     right: tuple[str, ...]
     config: dict[str, Any] = field(default_factory=dict)
     texts: Callable[[Texts], Texts] = lambda texts: texts
     code: Patch = nullcontext
+    lines: int = 8000
 
 
 def _batches(change: Callable[..., tuple[Any, ...]]) -> Patch:
@@ -119,7 +120,7 @@ def _shuffled(texts: Texts) -> Texts:
     words = " ".join(texts["train"]).split()
     draw.shuffle(words)
     lines = [" ".join(words[start : start + 20]) for start in range(0, len(words), 20)]
-    return {**texts, "train": lines, "valid": lines[:300]}
+    return {**texts, "train": lines[300:], "valid": lines[:300]}
 
 
 FAULTS: dict[str, Fault] = {
@@ -147,8 +148,11 @@ FAULTS: dict[str, Fault] = {
         ("context ignored",),
         {"steps": 1500, "report": {"log_every": 20}},
         code=_batches(lambda inputs, targets, weights, reset: (inputs, tf.roll(targets, 1, 0), weights, reset)),
+        lines=40_000,
     ),
-    "words shuffled": Fault(("context ignored",), {"steps": 1500, "report": {"log_every": 20}}, texts=_shuffled),
+    "words shuffled": Fault(
+        ("context ignored",), {"steps": 1500, "report": {"log_every": 20}}, texts=_shuffled, lines=40_000
+    ),
     "carry dropped": Fault(
         ("carry dropped",),
         code=_batches(lambda inputs, targets, weights, reset: (inputs, targets, weights, reset | True)),
@@ -235,7 +239,7 @@ def _diagnosed(name: str, size: str, folder: Path, recipe_seconds: float) -> Dia
     else:
         tree, until = merged(merged(BASE, {"model": SIZES[size]}), fault.config), float("inf")
     config = RunConfig.model_validate(tree)
-    places = _datasets(config, fault.texts, folder, whole=recipe in RECIPES)
+    places = _datasets(config, fault, folder, whole=recipe in RECIPES)
     opened = Datasets("text", *(open_dataset(places[split]) for split in ("train", "valid", "test")))
     create_run_folder(folder / "run", RunRecord(config, "text", "", places))
     outside = loop.Outside(lambda event: None, lambda: time.monotonic() > until, lambda metrics, path: None)
@@ -248,15 +252,15 @@ def _no_one(line: str) -> None:
     """Nobody listens."""
 
 
-def _datasets(config: RunConfig, change: Callable[[Texts], Texts], folder: Path, whole: bool) -> dict[str, str]:
+def _datasets(config: RunConfig, fault: Fault, folder: Path, whole: bool) -> dict[str, str]:
     corpus = find_corpus(("auto",), say=_no_one)
     if not whole:
         texts = {
             split: getattr(corpus, split)[0].read_text().splitlines()[:most]
-            for split, most in (("train", 8000), ("valid", 300), ("test", 300))
+            for split, most in (("train", fault.lines), ("valid", 300), ("test", 300))
         }
         (folder / "text").mkdir(parents=True)
-        for split, lines in change(texts).items():
+        for split, lines in fault.texts(texts).items():
             (folder / "text" / f"{split}.txt").write_text("\n".join(lines) + "\n")
         corpus = find_corpus((str(folder / "text"),), cache_dir=folder / "cache", say=_no_one)
     prepared = prepare_corpus(corpus, folder / "datasets", _no_one, vocabulary_size=config.data.vocabulary_size)

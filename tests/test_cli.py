@@ -102,6 +102,8 @@ def test_the_drills_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert run(monkeypatch, "drill") == 0
     said = capsys.readouterr().out
     assert [kind for kind in ("nan-loss", "nan-gradient", "kill-worker") if f"{kind} " not in said] == []
+    assert run(monkeypatch, "drill", "--json") == 0
+    assert "nan-loss" in json.loads(capsys.readouterr().out)
 
 
 def test_the_printed_configuration_is_read_back_by_the_command_itself(

@@ -182,6 +182,7 @@ def test_raylm_replay_prints_the_trace_and_the_answer(runs: Path) -> None:
     assert "layer0/gates" in done.stdout
     assert "step 6 fails again; the first non-finite tensor is replica 1: logits at time 0, lane 5" in done.stdout
     assert "verdict so far: DATA" in done.stdout
+    assert not any(character in done.stdout for character in "┃│\x1b")  # plain where nobody looks
     wrong = subprocess.run([*command[:-3], str(folder.parent)], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "name a folder in a run's incidents" in wrong.stderr

@@ -233,6 +233,14 @@ def test_over_a_base_the_options_change_what_they_name_alone() -> None:
     assert "keeps its recipe" in refusal("--recipe", "ptb-small", base=before.model_dump(mode="json"))
 
 
+def test_the_help_tells_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--recipe", "ptb-medium", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "back-propagation (BPTT length). (default: 35)" in said
+    assert "Share dropped on the non-recurrent connections. (default: 0.5)" in said
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_printed_configuration_reads_back_as_itself(toml: Any, name: str) -> None:
     config = parse("--recipe", name)

@@ -193,6 +193,9 @@ def test_a_comparison_begins_with_what_differs(tmp_path: Path, said: Callable[..
         ["1.0", "0.5", "schedule.learning_rate"],
     ]
     assert ["270.4", "270.4", "valid", "perplexity"] in [line.split() for line in output.splitlines()]
+    found = json.loads(said("compare", str(one), str(other), "--json")[1])
+    assert found["configuration"]["schedule.learning_rate"] == ["1.0", "0.5"]
+    assert found["results"]["valid perplexity"] == ["270.4", "270.4"]
     text = seen((tmp_path / "both.html").read_text())
     assert text.index("schedule.learning_rate 1.0 0.5") < text.index("Results") < text.index("Loss, nats a token")
 

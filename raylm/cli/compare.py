@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raylm.cli.places import look_at
-from raylm.cli.tables import print_table
+from raylm.cli.tables import print_json, print_table
 from raylm.data.caching import write_file
 from raylm.errors import UserError
 from raylm.observe.figures import count, perplexity, perplexity_of
@@ -25,19 +25,29 @@ def main(arguments: Sequence[str], program: str = "raylm compare") -> int:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folders or URIs of runs")
     parser.add_argument("--output", metavar="FILE", type=Path, help="a page with their curves as well")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if not 2 <= len(options.runs) <= MOST_RUNS:
         raise UserError(f"name two to {MOST_RUNS} runs, as in {program} runs/one runs/other")
     stories = [read_story(look_at(run, f"compare-{n}")[0]) for n, run in enumerate(options.runs)]
     names = [story.name for story in stories]
     rows = [(*values, key) for key, values in differences(stories).items()]
-    print_table(sys.stdout, [*names, "configuration"], rows or [("",) * len(names) + ("nothing differs",)])
-    print()
-    print_table(sys.stdout, [*names, "result"], _results(stories))
+    if options.json:
+        tables = {"configuration": rows, "results": _results(stories)}
+        print_json(sys.stdout, {"runs": names, **{name: _by_key(table) for name, table in tables.items()}})
+    else:
+        print_table(sys.stdout, [*names, "configuration"], rows or [("",) * len(names) + ("nothing differs",)])
+        print()
+        print_table(sys.stdout, [*names, "result"], _results(stories))
     if options.output is not None:
         write_file(options.output, compare_page(stories).encode())
-        print(f"\n{options.output}")
+        print(options.output, file=sys.stderr)
     return 0
+
+
+def _by_key(rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """The values of the runs, in their order, by the last column."""
+    return {row[-1]: list(row[:-1]) for row in rows}
 
 
 def _results(stories: Sequence[Story]) -> list[tuple[str, ...]]:

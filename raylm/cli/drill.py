@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
+from raylm.cli.tables import print_json
 from raylm.guard.drills import KINDS
 
 SUMMARY = "List the faults that --drill can inject into a run."
@@ -12,9 +14,13 @@ SUMMARY = "List the faults that --drill can inject into a run."
 
 def main(arguments: Sequence[str], program: str = "raylm drill") -> int:
     """The exit code."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         program, description=SUMMARY, epilog="example: raylm train --steps 200 --drill nan-loss@120"
-    ).parse_args(arguments)
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    if parser.parse_args(arguments).json:
+        print_json(sys.stdout, KINDS)
+        return 0
     width = max(map(len, KINDS))
     for kind, what in KINDS.items():
         print(f"{kind:<{width}}  {what}")

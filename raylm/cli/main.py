@@ -49,6 +49,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "checkpoints": "list, verify or prune a run's checkpoints: raylm checkpoints RUN",
         "replay": "compute a step that failed again: raylm replay RUN/incidents/step-N",
     },
+    "Your shell": {
+        "completion": "complete commands and options: raylm completion bash (or zsh, fish)",
+    },
 }
 
 

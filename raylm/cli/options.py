@@ -11,10 +11,11 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -63,12 +64,22 @@ def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[st
     rest, lists, words = divide(rest, RunConfig, SHORTCUTS)
     about = "--recipe NAME, then --config FILE (TOML), then the other options, each over the one before."
     try:
-        return _parse(RunConfig, [*rest, *words], merged(merged(base, from_file), lists), program, about, SHORTCUTS)
+        model = _with_defaults_of(merged(base, from_file)) if {"-h", "--help"} & set(rest) else RunConfig
+        return _parse(model, [*rest, *words], merged(merged(base, from_file), lists), program, about, SHORTCUTS)
     except ValidationError as error:
         raise UserError(explain(error, RunConfig)) from None
     except SettingsError as error:
         known = [*options_of(RunConfig), *SHORTCUTS.values(), "recipe", "config"]
         raise UserError(_explain_option(str(error), known, SYNONYMS)) from None
+
+
+def _with_defaults_of(tree: Tree) -> type[RunConfig]:
+    """A run's options whose help tells what a recipe and a file make of them."""
+    values, fields = RunConfig.model_validate(tree), {}
+    for name, field in RunConfig.model_fields.items():
+        fields[name] = (field.annotation, copy(field))
+        fields[name][1].default = getattr(values, name)
+    return create_model("RunConfig", __base__=RunConfig, **fields)  # type: ignore[call-overload, no-any-return]
 
 
 def parse_options(model: type[Model], arguments: Sequence[str], *, program: str, about: str) -> Model:

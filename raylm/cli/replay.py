@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from raylm.cli.tables import print_json, print_table
+from raylm.observe.events import finite_json
 
 SUMMARY = "Compute an incident's step again in one process, bit for bit, and show its first non-finite tensor."
 
@@ -23,18 +24,22 @@ def main(arguments: Sequence[str], program: str = "raylm replay") -> int:
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1")
     from raylm.training.replay import replay  # here: importing TensorFlow takes seconds, and it reads the environment
 
-    console = Console(soft_wrap=True)
     told = replay(
         Path(options.incident),
         clip_norm=options.clip,
         rate=options.learning_rate,
         diagnosed=options.diagnose,
-        say=lambda line: console.print(line, markup=False, highlight=False),
+        say=lambda line: print(line, file=sys.stderr if options.json else sys.stdout),
     )
-    console.print(_table(told.trace))
-    for line in told.lines:
-        console.print(line, markup=False, highlight=False)
+    if options.json:
+        print_json(sys.stdout, finite_json({"sound": told.sound, "answer": told.lines, "tensors": told.trace}))
+    else:
+        print_table(sys.stdout, _COLUMNS, [_row(each) for each in told.trace], texts=2)
+        print("\n".join(told.lines))
     return 0 if told.sound else 1
+
+
+_COLUMNS = ("non-finite", "smallest", "largest", "mean size", "shape", "tensor")
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -48,6 +53,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--on", choices=("cpu", "default"), default="default", help="the device to compute on")
     parser.add_argument("--clip", type=_positive, metavar="NORM", help="clip the gradient here since the snapshot")
     parser.add_argument("--learning-rate", type=_positive, metavar="RATE", help="its highest since the snapshot")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--diagnose", action="store_true", help="make all probes, without a limit of time")
     return parser
 
@@ -59,12 +65,9 @@ def _positive(text: str) -> float:
     return value
 
 
-def _table(trace: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("tensor", "shape", "non-finite", "smallest", "largest", "mean size")
-    for each in trace:
-        numbers = ("-" if each[name] is None else f"{each[name]:.4g}" for name in ("smallest", "largest", "mean_size"))
-        shape = " × ".join(map(str, each["shape"])) or "scalar"
-        table.add_row(
-            each["tensor"], shape, f"{each['non_finite']:,}", *numbers, style="bold red" if each["first"] else None
-        )
-    return table
+def _row(tensor: Mapping[str, Any]) -> Sequence[str]:
+    numbers = (tensor[name] for name in ("smallest", "largest", "mean_size"))
+    shown = ("-" if number is None else f"{number:.4g}" for number in numbers)
+    shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+    first = "  <- first" if tensor["first"] else ""
+    return (f"{tensor['non_finite']:,}", *shown, shape, f"{tensor['tensor']}{first}")

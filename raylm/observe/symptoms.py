@@ -86,12 +86,13 @@ def diverged_again(seen: Evidence) -> Finding | None:
 
 
 def too_good(seen: Evidence) -> Finding | None:
-    """Below half of what word pairs cost within a million tokens: such a model is shown what it is to tell."""
+    """Below half of what word pairs cost within a million tokens and three epochs: such a model is shown what it is to
+    tell. In more epochs it can learn a small text by heart."""
     if seen.bigram is None:
         return None
     course = smooth(seen.loss)
     low = [step for step, loss in course if loss < 0.5 * seen.bigram]
-    if not low or seen.tokens_by(low[0]) > 1e6:
+    if not low or seen.tokens_by(low[0]) > 1e6 or sum(step <= low[0] for step, _ in seen.valid) >= 3:
         return None
     return Finding(
         "too good",
