@@ -62,6 +62,9 @@ def test_averaging_begins_after_the_epoch_whose_loss_is_not_below_the_best_befor
 ) -> None:
     begins = first_epoch_averaged(triggered[0])
     assert 3 <= begins < 6
+    said = [event.get("text", "") for event in triggered[1].published]
+    note = next(place for place, text in enumerate(said) if "the mean of the weights is evaluated" in text)
+    assert sum(event.get("split") == "valid" for event in triggered[1].published[:note]) == begins
     assert float(end_of(triggered[0]).slots[COUNT]) == (6 - begins) * EPOCH
 
 

@@ -46,7 +46,7 @@ def of_first_rank(replicas: Replicas, value: float) -> float:
 @contextmanager
 def averaged(replicas: Replicas) -> Iterator[None]:
     """The means in place of the weights on this worker, where there are any: what is evaluated. No collective."""
-    means = averages(on_host(replicas.optimizer.slots))
+    means = averages(on_host(replicas.optimizer.slots)) if isinstance(replicas.optimizer, Averaged) else {}
     before = on_host(replicas.model.weights) if means else {}
     if means:
         assign_all("model", replicas.model.weights, before | means)

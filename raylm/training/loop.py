@@ -289,6 +289,7 @@ class _Run:
     def _evaluate(self) -> None:
         """Rank 0 evaluates while the others wait; then every rank reports."""
         state = self.state
+        averaging = self.agenda.averages(state)
         state.epochs_evaluated = state.cursor.epoch
         loss = self._score("valid")
         if self.config.heeds_validation:
@@ -296,6 +297,8 @@ class _Run:
         if self.agenda.over(state):
             self._score("test")
         if self.topology.rank == 0:
+            if self.agenda.averages(state) and not averaging:
+                self.record.note("the validation loss fell no more: from here on the mean of the weights is evaluated")
             self.saver.publish(behind=True)
         self.outside.report(self.record.metrics(), self.saver.newest)
 
