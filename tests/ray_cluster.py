@@ -105,6 +105,12 @@ class Cluster:
         identity = node.identity  # type: ignore[attr-defined]
         self.run("ray", "drain-node", "--address", self.address, "--node-id", identity, *reason, check=True)
 
+    @staticmethod
+    def freeze(node: subprocess.Popen[str]) -> None:
+        """As a machine hangs: it is not gone, and does not answer."""
+        for process in _descendants(node.pid):
+            os.kill(process, signal.SIGSTOP)
+
     def kill_node(self, node: subprocess.Popen[str]) -> None:
         """As a machine dies: every process of it at once."""
         self.nodes.remove(node)

@@ -22,6 +22,8 @@ from raylm.cluster.nodes import Node, look
 from raylm.config import ClusterConfig
 from raylm.errors import UserError
 
+_SECONDS_FOR_A_CLOCK = 5.0
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -38,19 +40,16 @@ def examine(question: Mapping[str, Any], seconds: float) -> Answers:
     nodes = look()
     places = {node.identity: _place(node, nodes) for node in nodes}
     actors = {node.identity: _examiner(node, places[node.identity]) for node in nodes}
-    begun, silent = _answers({identity: actor.clock.remote() for identity, actor in actors.items()}, until)
-    clocks = {identity: _clock(actors[identity], until) for identity in begun}
-    asked = {identity: actors[identity].collect.remote(dict(question)) for identity in begun}
-    told, silent_then = _answers(asked, until)
+    told, silent = _answers({node: actor.collect.remote(dict(question)) for node, actor in actors.items()}, until)
     found = []
     for node in nodes:
         if node.identity in told:
-            gpus, (ahead, within) = int(node.total.get("GPU", 0)), clocks[node.identity]
+            gpus, (ahead, within) = int(node.total.get("GPU", 0)), _clock(actors[node.identity])
             here = told[node.identity]
             found.append(
                 NodeFacts(places[node.identity], ray_gpus=gpus, clock_ahead=ahead, clock_within=within, **here)
             )
-    return Answers(tuple(found), {places[identity]: why for identity, why in (silent | silent_then).items()})
+    return Answers(tuple(found), {places[identity]: why for identity, why in silent.items()})
 
 
 def room_row(asked: ClusterConfig) -> Row:
@@ -90,11 +89,11 @@ def _answers(asked: Mapping[str, Any], until: float) -> tuple[dict[str, Any], di
     return told, silent
 
 
-def _clock(actor: Any, until: float) -> tuple[float, float]:
+def _clock(actor: Any) -> tuple[float, float]:
     """Seconds that a node's clock is before ours, and how exactly that is known: half the way there and back."""
     sent, began = time.time(), time.monotonic()
     try:
-        theirs = ray.get(actor.clock.remote(), timeout=max(0.01, until - began))
+        theirs = ray.get(actor.clock.remote(), timeout=_SECONDS_FOR_A_CLOCK)
     except (RayError, TimeoutError):
         return 0.0, float("inf")
     half = (time.monotonic() - began) / 2
