@@ -71,13 +71,20 @@ SENTENCES = {"mode": "sentences", "buckets": [2, 5, 9], "pool_chunks": 3}
             id="sentences",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"model": {"sampled_softmax": 5, "precision": "bfloat16"}, "data": {"window": 2}, "epochs": 1}
+            | {"cluster": {"compress": "int16"}},
+            id="sixteen-bits",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_workers_end_in_the_state_of_one_worker_with_two_replicas(
     data: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Bit for bit, with dropout, lanes that two do not divide, a fault, and a stop that one worker was asked for. In
-    streams jittered windows, averaged weights, a sampled softmax, gradients kept as rows; in sentences tied weights."""
+    streams jittered windows, averaged weights, a sampled softmax, gradients kept as rows; in sentences tied weights; in
+    sixteen bits products and sums."""
     config = tiny(drill=("nan-loss@9",), **changes)
     assert rows_of(config, WORDS) == ({"embedding": 0, "softmax": 5} if config.data.mode == "stream" else {})
     one = Call(attempt, config, data, tmp_path / "one", 2)

@@ -32,6 +32,10 @@ class LossScale:
     def value(self) -> Tensor:
         return self.slots["loss_scale"].read_value()
 
+    def begin(self) -> None:
+        """As before the first update."""
+        self._become(tf.constant(FIRST), tf.zeros([]))
+
     def after_update(self) -> None:
         """A gradient was finite."""
         sound = self.slots["loss_scale/sound_updates"].read_value() + 1

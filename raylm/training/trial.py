@@ -45,11 +45,9 @@ class Trial:
     def __init__(self, config: RunConfig, train: Dataset, snapshot: Snapshot | None = None) -> None:
         """Raises: UserError: the snapshot is of another model or of other data."""
         report = config.report.model_copy(update={"signals": False})
-        self.config, self.schedule, self.snapshot = (
-            config.model_copy(update={"report": report}),
-            config.schedule,
-            snapshot,
-        )
+        cluster = config.cluster.model_copy(update={"compress": "none"})  # on one replica there is no sum to compress
+        config = config.model_copy(update={"report": report, "cluster": cluster})
+        self.config, self.schedule, self.snapshot = config, config.schedule, snapshot
         topology = Topology(0, 1, 1, config.data.lanes, config.cluster.fixed_shards)
         self._source = open_source(config, train, topology)
         strategy = make_strategy(topology)
@@ -90,4 +88,6 @@ class Trial:
         assign_all("model", model.weights, initial_weights(config.model, model.vocabulary, config.seed))
         for slot in self._replicas.optimizer.slots.values():
             slot.assign(tf.zeros_like(slot))
+        if self._replicas.loss_scale:
+            self._replicas.loss_scale.begin()
         return State(0, self._source.start(), Ledger(), fresh_carry(self._replicas))
