@@ -138,7 +138,12 @@ def search(record: RunRecord, folder: Path, trials: int, say: Callable[[str], No
             for name, ends in ranges(config).items()
         }
         run = tune.with_parameters(run_trial, record=record, folder=folder, cores=cores)
-        asha = tune.schedulers.ASHAScheduler(max_t=config.epochs, grace_period=1, reduction_factor=3)
+        asha = tune.schedulers.ASHAScheduler(
+            max_t=config.epochs,
+            grace_period=1,
+            reduction_factor=3,
+            stop_last_trials=False,  # they are at their end, and write their summary
+        )
         seeded = tune.search.BasicVariantGenerator(random_state=config.seed)
         tuner = tune.Tuner(
             tune.with_resources(run, needs),
