@@ -55,7 +55,7 @@ def main() -> None:
             still = Control(tf.constant(round_), tf.constant(0.0), tf.constant(0.0), None)
             began, worked = time.perf_counter(), time.process_time()
             result, _ = steps[name](batch, carry, still)
-            [float(value) for value in result[:5]], named(replicas.model, result.signals)  # as the loop reads them
+            [float(value) for value in result[:6]], named(replicas.model, result.signals)  # as the loop reads them
             wall[name].append(time.perf_counter() - began)
             processor[name].append(time.process_time() - worked)
     print(f"step without          {1000 * statistics.median(wall['off'][4:]):8.1f} ms")

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,18 @@ def _last_screen(view: LiveView, width: int) -> list[str]:
     console = _console(width)
     console.print(view.render())
     return console.export_text().rstrip().splitlines()
+
+
+def test_the_all_reduce_s_share_and_the_loss_scale_are_shown_where_there_are_any() -> None:
+    stream, view = io.StringIO(), LiveView(_console(120))
+    event = _step(1, all_reduce_share=0.123, loss_scale=2048.0, overflows=3)
+    PlainView(stream, every_seconds=5).show(event)
+    view.show(event)
+    for screen in (stream.getvalue(), " ".join(_last_screen(view, 120))):
+        assert all(words in screen for words in ("all-reduce 12%", "loss scale 2048", "overflows 3"))
+    view.close()
+    told = summary_notes(replace(_SUMMARY, all_reduce_share=0.123), Path("runs/x"))
+    assert "12,345 tokens/s, at most 12% of it the sum over the replicas" in told
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])

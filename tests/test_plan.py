@@ -86,6 +86,15 @@ def test_a_checkpoint_takes_the_bytes_that_were_told_but_for_its_small_files(
     assert abs(written - checkpoint_bytes(config, 500)) < FILES_BYTES
 
 
+def test_16_bits_take_a_loss_scale_a_copy_of_the_weights_and_what_is_yet_to_be_sent() -> None:
+    plain, narrow = run("ptb-medium"), run("ptb-medium", model={"precision": "float16"}, cluster={"compress": "int16"})
+    parts, more = (memory_parts(each, WORDS, 35, on(each, 2, 2)) for each in (plain, narrow))
+    dense = 4 * (count_parameters(plain, WORDS) - WORDS * 650)  # the embedding's gradient is sent as rows
+    assert more["residual"] == dense
+    assert (more["weights"], more["slots"]) == (parts["weights"] * 3 // 2, 8)
+    assert checkpoint_bytes(narrow, WORDS, 4) == checkpoint_bytes(plain, WORDS) + 4 * dense + 8
+
+
 def test_memory_follows_the_lanes_of_a_replica_and_sums_need_a_copy() -> None:
     config = run("ptb-medium")
     one, four = (

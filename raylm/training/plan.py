@@ -110,11 +110,12 @@ def make_plan(config: RunConfig, text: Text, topology: Topology, device: Device)
     parameters = count_parameters(config, text.vocabulary)
     steps = config.steps or text.all_windows
     kept = config.checkpoint
-    size = checkpoint_bytes(config, text.vocabulary)
+    size = checkpoint_bytes(config, text.vocabulary, topology.workers * topology.replicas)
     for_good = steps // kept.keep_every if kept.keep_every else 0
     carry = carry_bytes(config, topology.padded_lanes)
     runtime = {} if device.memory is None else {"runtime": RUNTIME_BYTES}
     snapshot = parameters * FLOAT + slot_bytes(config, text.vocabulary) + carry
+    snapshot += topology.replicas * residual_bytes(config, text.vocabulary)
     return Plan(
         parameters=parameters,
         lanes=topology.lanes_per_replica,
@@ -134,12 +135,21 @@ def count_parameters(config: RunConfig, vocabulary: int) -> int:
 
 
 def slot_bytes(config: RunConfig, vocabulary: int) -> int:
-    """Of the optimizer's slots and of means of the weights; Adam and a mean count their updates too."""
+    """Of the optimizer's slots, of means of the weights and of float16's loss scale; Adam, a mean and a loss scale have
+    their updates counted too."""
     optimizer, parameters = config.optimizer, count_parameters(config, vocabulary)
     shapes = weight_shapes(config.model, vocabulary)
     layers = sum(math.prod(shape) for name, shape in shapes.items() if of_layer(name))
     means = {"off": 0, "exponential": layers + 1}.get(optimizer.averaging, parameters + 1)
-    return FLOAT * (SLOTS[optimizer.name] * parameters + (optimizer.name == "adam") + means)
+    scale = 2 * (config.model.precision == "float16")
+    return FLOAT * (SLOTS[optimizer.name] * parameters + (optimizer.name == "adam") + means + scale)
+
+
+def residual_bytes(config: RunConfig, vocabulary: int) -> int:
+    """Of what each replica has yet to send of its gradients, where they are compressed."""
+    kept, shapes = rows_of(config, vocabulary), weight_shapes(config.model, vocabulary)
+    numbers = sum(math.prod(shape) for name, shape in shapes.items() if name not in kept)
+    return 0 if config.cluster.compress == "none" else FLOAT * numbers
 
 
 def carry_bytes(config: RunConfig, lanes: int) -> int:
@@ -147,10 +157,10 @@ def carry_bytes(config: RunConfig, lanes: int) -> int:
     return FLOAT * lanes * sum((*config.model.widths[1:], *config.model.units))
 
 
-def checkpoint_bytes(config: RunConfig, vocabulary: int) -> int:
+def checkpoint_bytes(config: RunConfig, vocabulary: int, replicas: int = 1) -> int:
     """Of one checkpoint's arrays, and a round figure for the rest of its files."""
     parameters = count_parameters(config, vocabulary)
-    arrays = parameters * FLOAT + slot_bytes(config, vocabulary)
+    arrays = parameters * FLOAT + slot_bytes(config, vocabulary) + replicas * residual_bytes(config, vocabulary)
     return arrays + carry_bytes(config, config.data.lanes) + FILES_BYTES
 
 
@@ -169,8 +179,10 @@ def memory_parts(config: RunConfig, vocabulary: int, window: int, topology: Topo
     # at a time, what its arrays are stacked into, or the gradients of the way back.
     activations = embedding + sum(read + 10 * units + outputs for read, units, outputs in layers)
     activations += max(read + 9 * units + outputs for read, units, outputs in layers)
-    return {
-        "weights": parameters * FLOAT,
+    compressed = {"residual": residual_bytes(config, vocabulary)} if config.cluster.compress != "none" else {}
+    narrow = FLOAT // 2 if config.model.precision in ("bfloat16", "float16") else 0
+    return compressed | {
+        "weights": parameters * (FLOAT + narrow),
         "slots": slot_bytes(config, vocabulary),
         "gradients": gradients * FLOAT,
         "sums over replicas": sums * FLOAT,
