@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from raylm.config import RunConfig
+from raylm.recipes import RECIPES
+
 WORDS = 10_000
 PRODUCT_SIDE = 2048
 Steps = Callable[[int], object]
@@ -26,25 +29,45 @@ Steps = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a recipe; block: steps of one turn."""
+    """A recipe's network; block: steps of one turn."""
 
     recipe: str
-    layers: int
-    hidden: int
-    window: int
-    dropout: float
     block: int
     lanes: int = 20
     words: int = WORDS
 
     @property
+    def config(self) -> RunConfig:
+        recipe = RECIPES[self.recipe]
+        data = {**recipe["data"], "lanes": self.lanes, "jitter": False}
+        return RunConfig.model_validate({**recipe, "recipe": self.recipe, "data": data})
+
+    @property
+    def window(self) -> int:
+        return self.config.data.window
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a stack of layers as Zaremba et al. have it."""
+        model = self.config.model
+        return model.projection is None and not model.locked_dropout
+
+    @property
     def flops(self) -> float:
         """Floating-point operations of a step's matrix products: forward once, backward twice."""
-        recurrent = self.layers * (2 * self.hidden) * 4 * self.hidden
-        return 3 * 2 * self.lanes * self.window * (recurrent + self.hidden * self.words)
+        model = self.config.model
+        layers = sum(
+            units * (4 * (read + out) + (out if model.projection else 0))
+            for read, units, out in zip(model.widths, model.units, model.widths[1:], strict=False)
+        )
+        words = min(model.sampled_softmax or self.words, self.words)
+        return 3 * 2 * self.lanes * self.window * (layers + model.widths[-1] * words)
 
     def describe(self) -> str:
-        return f"{self.hidden} x {self.layers}, {self.lanes} lanes x {self.window}, {self.words:,} words"
+        model = self.config.model
+        softmax = f", {model.sampled_softmax:,} of them sampled" if model.sampled_softmax else ""
+        widths = "-".join(map(str, model.widths)) + (f" of {model.hidden} units" if model.projection else "")
+        return f"{widths}, {self.lanes} lanes x {self.window}, {self.words:,} words{softmax}"
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets [lanes, window], distributed like words."""
@@ -54,9 +77,12 @@ class Shape:
 
 
 SHAPES = {
-    "small": Shape("ptb-small", 2, 200, 20, 0.0, 50),
-    "medium": Shape("ptb-medium", 2, 650, 35, 0.5, 8),
-    "large": Shape("ptb-large", 2, 1500, 35, 0.65, 3),
+    "small": Shape("ptb-small", 50),
+    "medium": Shape("ptb-medium", 8),
+    "large": Shape("ptb-large", 3),
+    "awd": Shape("ptb-awd", 3),
+    "wide": Shape("ptb-medium", 2, words=100_000),
+    "lm1b": Shape("lm1b", 8, words=100_000),
 }
 
 
@@ -64,17 +90,14 @@ def raylm_step(shape: Shape, _: Path) -> Steps:
     """raylm's compiled step, guard's gate and all."""
     import tensorflow as tf
 
-    from raylm.config import RunConfig
-    from raylm.recipes import RECIPES
     from raylm.training.distribute import make_strategy
     from raylm.training.state import fresh_carry, make_replicas
     from raylm.training.step import Batch, Control, compile_step
     from raylm.training.topology import Topology
 
-    config = RunConfig.model_validate({**RECIPES[shape.recipe], "recipe": shape.recipe})
     topology = Topology(0, 1, 1, shape.lanes)
-    replicas = make_replicas(make_strategy(topology), topology, config, shape.words)
-    step = compile_step(replicas, config)
+    replicas = make_replicas(make_strategy(topology), topology, shape.config, shape.words)
+    step = compile_step(replicas, shape.config)
     ones, never = np.ones((shape.lanes, shape.window), np.float32), np.zeros(shape.lanes, bool)
     batch = Batch(*map(tf.constant, (*shape.batch(), ones, never)))
     carry = fresh_carry(replicas)
@@ -91,11 +114,9 @@ def raylm_step(shape: Shape, _: Path) -> Steps:
 
 def trainer(shape: Shape, folder: Path) -> Steps:
     """raylm's whole loop in a thread, held where it asks whether to stop."""
-    from raylm.config import RunConfig
     from raylm.data.corpora import find_corpus
     from raylm.data.dataset import open_dataset
     from raylm.data.prepare import prepare_corpus
-    from raylm.recipes import RECIPES
     from raylm.training.datasets import Datasets
     from raylm.training.loop import Outside, train
     from raylm.training.topology import Topology
@@ -109,16 +130,8 @@ def trainer(shape: Shape, folder: Path) -> Steps:
     corpus = find_corpus((str(text),), data_dir=None, cache_dir=folder, say=lambda _: None)
     prepared = prepare_corpus(corpus, folder / "datasets", lambda _: None, vocabulary_size=shape.words)
     datasets = Datasets("bench", *(open_dataset(str(path)) for path in (prepared.train, prepared.valid, prepared.test)))
-    recipe = RECIPES[shape.recipe]
-    config = RunConfig.model_validate(
-        {
-            **recipe,
-            "recipe": shape.recipe,
-            "epochs": 1000,
-            "report": {"sample_every": 0},
-            "schedule": {"learning_rate": 0.01},
-        }
-    )
+    over = {"epochs": 1000, "report": {"sample_every": 0}, "schedule": {"learning_rate": 0.01}}
+    config = RunConfig.model_validate({**shape.config.model_dump(), **over})
     permits, done = threading.Semaphore(0), threading.Semaphore(0)
 
     def held() -> bool:
@@ -166,9 +179,10 @@ def keras(shape: Shape, _: Path) -> Steps:
     """`train_on_batch` with Keras's layers; their LSTM keeps no carry between batches, which favours it."""
     import keras as k
 
-    layers: list[Any] = [k.layers.Embedding(shape.words, shape.hidden), k.layers.Dropout(shape.dropout)]
-    for _layer in range(shape.layers):
-        layers += [k.layers.LSTM(shape.hidden, return_sequences=True), k.layers.Dropout(shape.dropout)]
+    network = shape.config.model
+    layers: list[Any] = [k.layers.Embedding(shape.words, network.hidden), k.layers.Dropout(network.dropout)]
+    for _layer in range(network.layers):
+        layers += [k.layers.LSTM(network.hidden, return_sequences=True), k.layers.Dropout(network.dropout)]
     model = k.Sequential([k.Input([shape.window], dtype="int32"), *layers, k.layers.Dense(shape.words)])
     model.compile(k.optimizers.SGD(0.01, global_clipnorm=5.0), k.losses.SparseCategoricalCrossentropy(from_logits=True))
     inputs, targets = shape.batch()
@@ -181,30 +195,19 @@ def keras(shape: Shape, _: Path) -> Steps:
 
 
 def torch_step(compiled: bool) -> Callable[[Shape, Path], Steps]:
-    """`nn.LSTM`, cross-entropy, `clip_grad_norm_`, SGD, the carry detached between windows."""
+    """`torch_networks`, `clip_grad_norm_`, the recipe's optimizer, the carry detached between windows."""
 
     def make(shape: Shape, _: Path) -> Steps:
         import torch
-        from torch import nn
+        from torch_networks import network
 
-        class Model(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.embedding = nn.Embedding(shape.words, shape.hidden)
-                self.lstm = nn.LSTM(shape.hidden, shape.hidden, shape.layers, dropout=shape.dropout)
-                self.softmax = nn.Linear(shape.hidden, shape.words)
-                self.drop = nn.Dropout(shape.dropout)
-
-            def forward(self, inputs: Any, targets: Any, carry: Any) -> Any:
-                hidden, carry = self.lstm(self.drop(self.embedding(inputs)), carry)
-                logits = self.softmax(self.drop(hidden))
-                return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), carry
-
-        model = Model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        model = network(shape)
+        dense = [each for name, each in model.named_parameters() if shape.plain or "lstm" in name]
+        clipped = dense if shape.config.optimizer.clip_of == "layers" else list(model.parameters())
+        make_optimizer = torch.optim.Adagrad if shape.config.optimizer.name == "adagrad" else torch.optim.SGD
+        optimizer = make_optimizer(model.parameters(), lr=0.01)
         inputs, targets = (torch.from_numpy(ids.T.astype(np.int64)).contiguous() for ids in shape.batch())
-        zeros = torch.zeros(shape.layers, shape.lanes, shape.hidden)
-        carry = (zeros, zeros)
+        carry = model.zero_carry(shape.lanes)
         forward = torch.compile(model) if compiled else model
 
         def steps(count: int) -> None:
@@ -213,9 +216,9 @@ def torch_step(compiled: bool) -> Callable[[Shape, Path], Steps]:
                 optimizer.zero_grad()
                 loss, after = forward(inputs, targets, carry)
                 (shape.window * loss).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                torch.nn.utils.clip_grad_norm_(clipped, shape.config.optimizer.clip_norm)
                 optimizer.step()
-                carry = tuple(part.detach() for part in after)
+                carry = [tuple(part.detach() for part in each) for each in after]
             loss.item()
 
         return steps

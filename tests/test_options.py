@@ -205,7 +205,7 @@ def test_a_file_s_mistake_is_named(toml: Any, text: str, said: str) -> None:
         (["--workers", "two"], "--cluster.workers (--workers) two: expected a number of workers above 0"),
         (["--learning-rate", "nan"], "--schedule.learning-rate (--learning-rate) nan: should be a finite number"),
         (["--data.order", "sequental"], "--data.order sequental: should be 'sequential' or 'chunk'"),
-        (["--optimizer.name", "adm"], "--optimizer.name adm: should be 'sgd' or 'adam'"),
+        (["--optimizer.name", "adm"], "--optimizer.name adm: should be 'sgd', 'adam' or 'adagrad'"),
         (["--model.hidden", "none"], "--model.hidden none"),
         (
             ["--recipe", "sentence-peephole", "--data.jitter"],

@@ -39,9 +39,9 @@ class LanguageModel(tf.Module):
         self.seed = seed
         tf.config.experimental.enable_tensor_float_32_execution(config.precision == "tf32")
         self._kernel = Kernel(differentiated=config.kernel == "loop", jit=config.jit)
-        self.weights: dict[str, tf.Variable] = {
-            name: tf.Variable(value, name=name.replace("/", "_"), trainable=True)
-            for name, value in initial_weights(config, vocabulary, seed).items()
+        values = initial_weights(config, vocabulary, seed)
+        self.weights: dict[str, tf.Variable] = {  # one by one: large tables are not held twice
+            name: tf.Variable(values.pop(name), name=name.replace("/", "_"), trainable=True) for name in [*values]
         }
 
     @property
@@ -177,7 +177,9 @@ def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str
     weights = {}
     for name, shape in weight_shapes(config, vocabulary).items():
         scale = _initial_scale(config, name)
-        weights[name] = generator.random(shape, np.float32) * np.float32(2 * scale) - np.float32(scale)
+        weights[name] = generator.random(shape, np.float32)
+        weights[name] *= np.float32(2 * scale)
+        weights[name] -= np.float32(scale)
     for layer, units in enumerate(config.units):
         weights[f"lstm{layer}/bias"][units : 2 * units] += np.float32(config.forget_bias)
     return weights
