@@ -126,8 +126,15 @@ def test_fine_tuning_goes_on_from_the_best_mean_and_ends_where_the_loss_falls_no
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_a_start_from_another_text_or_from_nothing_is_refused(triggered: tuple[Path, Attempt], tmp_path: Path) -> None:
+def test_a_start_from_another_text_or_model_or_from_nothing_is_refused(
+    triggered: tuple[Path, Attempt], tmp_path: Path
+) -> None:
+    run, dataset_id = str(triggered[0]), str(end_of(triggered[0]).cursor["dataset_id"])
     with pytest.raises(UserError, match=r"--start-from .*step-000000\d\d: .* its words are others"):
-        starting_weights(str(triggered[0]), "0" * 64, 0)
+        starting_weights(run, "0" * 64, {}, 0)
+    shapes = {name: weight.shape for name, weight in end_of(triggered[0]).weights.items()}
+    for model in ({**shapes, "embedding": (WORDS, 9)}, {**shapes, "lstm7/bias": (4,)}, dict([*shapes.items()][1:])):
+        with pytest.raises(UserError, match=r"--start-from .* has shape .*: take the --model options of that run"):
+            starting_weights(run, dataset_id, model, 0)
     with pytest.raises(UserError, match="does not exist"):
         main(["--start-from", str(tmp_path / "nothing"), "--storage-path", str(tmp_path)])

@@ -100,11 +100,11 @@ def load_trained(path: str, prepare_again: PrepareAgain, say: Callable[[str], No
     )
 
 
-def starting_weights(path: str, dataset_id: str, rank: int) -> Arrays:
+def starting_weights(path: str, dataset_id: str, shapes: Mapping[str, tuple[int, ...]], rank: int) -> Arrays:
     """The weights of a checkpoint, of a run those of the lowest validation loss; where they are averaged, the means.
 
     Raises:
-        UserError: there is none, or it is damaged, or was trained on another dataset than this one.
+        UserError: there is none, or it is damaged, was trained on another dataset, or is of a model of other shapes.
     """
     folder, checkpoint, mirror = found = find(path, f"rank-{rank}")
     if checkpoint is None:
@@ -118,7 +118,15 @@ def starting_weights(path: str, dataset_id: str, rank: int) -> Arrays:
             f"--start-from {checkpoint}: it was trained on dataset {trained_on[:12]}, this run reads "
             f"{dataset_id[:12]}: its words are others"
         )
-    return weights_in_use(store.load(checkpoint))
+    weights = weights_in_use(store.load(checkpoint))
+    theirs = {name: weight.shape for name, weight in weights.items()}
+    for name in (*shapes, *theirs):
+        if theirs.get(name) != shapes.get(name):
+            raise UserError(
+                f"--start-from {checkpoint}: its {name} has shape {theirs.get(name)}, this run's {shapes.get(name)}: "
+                "take the --model options of that run"
+            )
+    return weights
 
 
 def weights_in_use(snapshot: Snapshot) -> Arrays:

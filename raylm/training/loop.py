@@ -23,6 +23,7 @@ from raylm.guard.drills import PROCESS_KINDS, STATE_SITES, Drill, due, parse_dri
 from raylm.guard.judge import Outcome
 from raylm.guard.ledger import Ledger
 from raylm.guard.watchdog import FolderMarks, Watchdog
+from raylm.model.shapes import weight_shapes
 from raylm.observe.summary import Summary
 from raylm.optim.scaling import overflowed
 from raylm.optim.schedules import learning_rate
@@ -144,7 +145,9 @@ class _Run:
         if newest is None:
             self.state = State(0, self.source.start(), Ledger(), fresh_carry(self.replicas))
             if self.config.start_from is not None:
-                weights = starting_weights(self.config.start_from, self.datasets.train.dataset_id, self.topology.rank)
+                train = self.datasets.train
+                shapes = weight_shapes(self.config.model, len(train.vocabulary))
+                weights = starting_weights(self.config.start_from, train.dataset_id, shapes, self.topology.rank)
                 assign_all("model", self.replicas.model.weights, weights)
         else:
             snapshot, manifest = newest
