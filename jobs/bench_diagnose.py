@@ -146,12 +146,12 @@ FAULTS: dict[str, Fault] = {
     ),
     "targets of another lane": Fault(
         ("context ignored",),
-        {"steps": 1500, "report": {"log_every": 20}},
+        {"steps": 2050, "report": {"log_every": 20}},
         code=_batches(lambda inputs, targets, weights, reset: (inputs, tf.roll(targets, 1, 0), weights, reset)),
         lines=40_000,
     ),
     "words shuffled": Fault(
-        ("context ignored",), {"steps": 1500, "report": {"log_every": 20}}, texts=_shuffled, lines=40_000
+        ("context ignored",), {"steps": 2050, "report": {"log_every": 20}}, texts=_shuffled, lines=40_000
     ),
     "carry dropped": Fault(
         ("carry dropped",),

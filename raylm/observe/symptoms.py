@@ -177,20 +177,25 @@ def learns_nothing(seen: Evidence) -> Finding | None:
 
 
 def stuck_at_unigram(seen: Evidence) -> Finding | None:
-    """Within 2 % of the unigram floor from 200,000 tokens to half a million or more: the context is not used."""
-    if seen.unigram is None:
+    """About the unigram floor from 200,000 tokens to 800,000 or more, and no better in their second half: the context
+    is not used."""
+    if seen.unigram is None or seen.tokens is None or seen.tokens_by(seen.last_step) < 800_000:
         return None
-    tail = [point for point in smooth(seen.loss) if seen.tokens_by(point[0]) >= 200_000]
-    if len(tail) < 5 or seen.tokens is None or seen.tokens_by(tail[-1][0]) < 500_000:
+    tail = [point for point in seen.loss if seen.tokens_by(point[0]) >= 200_000]
+    if len(tail) < 10:
         return None
-    if not all(0.98 * seen.unigram < loss < 1.02 * seen.unigram for _, loss in tail[len(tail) // 3 :]):
+    before, after = (
+        statistics.mean(loss for _, loss in half) / seen.unigram
+        for half in (tail[: len(tail) // 2], tail[len(tail) // 2 :])
+    )
+    if not 0.97 < after < 1.05 or before - after > 0.015:
         return None
-    step, loss = tail[-1]
+    step = tail[-1][0]
     return Finding(
         "context ignored",
         "wrong",
         f"The loss stays at the words' own frequencies since step {tail[0][0]}: the context is not used.",
-        (f"loss {nats(loss)} at step {step}; unigram floor {nats(seen.unigram)}",),
+        (f"loss {nats(after * seen.unigram)} up to step {step}; unigram floor {nats(seen.unigram)}",),
         "Look whether the targets follow the inputs (raylm data where), and whether the words' order was lost.",
         "a model that ignores the words before reaches the unigram entropy, no less",
         tail[0][0],
