@@ -65,13 +65,13 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Atte
 
 def traced(config: RunConfig, data: Path, folder: Path) -> tuple[Attempt, list[tuple[int | None, ...]]]:
     """A run, and the shapes of inputs [T, B] that its model was traced with, in evaluation too."""
-    shapes, loss_sum = [], LanguageModel.loss_sum
+    shapes, losses = [], LanguageModel.losses
 
     def watched(self: LanguageModel, inputs: Any, *rest: Any) -> Any:
         shapes.append(tuple(inputs.shape))
-        return loss_sum(self, inputs, *rest)
+        return losses(self, inputs, *rest)
 
-    LanguageModel.loss_sum = watched  # type: ignore[method-assign]
+    LanguageModel.losses = watched  # type: ignore[method-assign]
     return attempt(config, data, folder), shapes
 
 
