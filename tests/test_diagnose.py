@@ -147,6 +147,8 @@ def planted(name: str, seed: int, steps: int) -> Evidence:
             return signalled(sound, "saturated/layer0", 0.97)
         case "carry grows":
             return signalled(sound, "cell/layer0", 40.0)
+        case "carry grows and nothing is learnt":
+            return replace(signalled(sound, "cell/layer0", 40.0), loss=bent(sound, lambda step, _: 0.97 * LN_V))
         case "embedding rows explode":
             return signalled(sound, "row_largest", 300.0)
         case "embedding rows die":
@@ -186,7 +188,8 @@ EXPECTED = {
     "tied embedding broken": ("wrong", "weight never moves"),
     "dead first weights": ("wrong", "weight never moves"),
     "gates saturated": ("suspect", "gates saturated"),
-    "carry grows": ("suspect", "carry grows"),
+    "carry grows": ("healthy", "carry grows"),
+    "carry grows and nothing is learnt": ("suspect", "carry grows"),
     "embedding rows explode": ("suspect", "embedding rows"),
     "embedding rows die": ("suspect", "embedding rows"),
     "updates too long": ("suspect", "updates too long"),

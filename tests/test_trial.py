@@ -26,7 +26,6 @@ def commands(folder: Path) -> tuple[list[Answer], bool]:
     data, run = make_texts(folder), folder / "run"
     wrong = tiny(
         steps=24,
-        optimizer={"clip_norm": None},
         schedule={"kind": "constant", "learning_rate": 3.0, "warmup_steps": 0},
         model={"dropout": 0.0},
         guard={"spike_warmup": 1000},

@@ -107,6 +107,12 @@ class Evidence:
         end = smooth(self.loss)[-1][1] if self.loss else 0.0
         return self.uniform is not None and 0.98 * self.uniform < end <= 1.03 * self.uniform
 
+    @property
+    def falls(self) -> bool:
+        """Whether the loss has fallen by a twentieth."""
+        course = smooth(self.loss)
+        return len(course) > 1 and course[-1][1] < 0.95 * course[0][1]
+
     def tokens_by(self, step: int) -> float:
         """Targets trained on up to an update; infinite where the size of an update is not known."""
         return math.inf if self.tokens is None else step * self.tokens

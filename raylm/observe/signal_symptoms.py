@@ -86,14 +86,15 @@ def gates_saturated(seen: Evidence) -> Finding | None:
 
 
 def carry_grows(seen: Evidence) -> Finding | None:
-    """Cells so far out that their tanh is 1: the state only says that it is full."""
+    """Cells so far out that their tanh is 1: the state only says that it is full. No more than a note where the loss
+    falls all the same, as at high rates of Adam."""
     for layer, points in _by_part(seen, "cell/").items():
         since = first_step(smooth(points), 10.0)
         if len(points) >= _FEWEST and since is not None:
             (first, began), (step, now) = points[0], points[-1]
             return Finding(
                 "carry grows",
-                "suspect",
+                "note" if seen.falls else "suspect",
                 f"The cells of {layer} grow without bound: past 10 on average since step {since}.",
                 (f"root mean square {compact(began)} at step {first}, {compact(now)} at step {step}",),
                 "Clip the gradient, lower the learning rate, or begin anew more often.",
@@ -167,10 +168,10 @@ def never_warm(seen: Evidence) -> Finding | None:
     )
 
 
-RULES = (weight_never_moves, carry_dropped, never_warm, gates_saturated, carry_grows, updates_too_long)
+RULES = (weight_never_moves, carry_dropped, never_warm, gates_saturated, updates_too_long)
 """Those before the rules of the loss in weight; the others are `LESSER_RULES`."""
 
-LESSER_RULES = (rows_dead_or_exploding, dropout_in_evaluation)
+LESSER_RULES = (carry_grows, rows_dead_or_exploding, dropout_in_evaluation)
 
 
 def _by_part(seen: Evidence, prefix: str) -> dict[str, Points]:

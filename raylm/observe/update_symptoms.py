@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from raylm.observe.figures import compact
-from raylm.observe.findings import Evidence, Finding, smooth
+from raylm.observe.findings import Evidence, Finding
 from raylm.observe.rates import judge_rate
 
 SOUND_RATES = {"sgd": 1.0, "adam": 0.001, "adagrad": 0.2}
@@ -18,7 +18,7 @@ _RATE = "schedule.learning_rate"
 def rate_for_the_optimizer(seen: Evidence) -> Finding | None:
     """A rate far from what the optimizer is used with, on this loss scale; only a note where the loss falls well."""
     verdict = judge_rate(seen.optimizer, seen.peak_rate, seen.terms, seen.clip)
-    if verdict.level not in ("too high", "high") or (verdict.level == "high" and _falls(seen)):
+    if verdict.level not in ("too high", "high") or (verdict.level == "high" and seen.falls):
         return None
     untried = verdict.level == "high" and not seen.loss
     patch, advice = slower(seen)
@@ -138,8 +138,3 @@ def slower(seen: Evidence) -> tuple[dict[str, float], str]:
 def rate_patch(seen: Evidence) -> dict[str, float]:
     """The rate that the optimizer is used with; nothing for one that is not known."""
     return {_RATE: SOUND_RATES[seen.optimizer]} if seen.optimizer in SOUND_RATES else {}
-
-
-def _falls(seen: Evidence) -> bool:
-    course = smooth(seen.loss)
-    return len(course) > 1 and course[-1][1] < 0.95 * course[0][1]
