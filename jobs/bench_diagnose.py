@@ -107,12 +107,12 @@ def _embedding_left_out() -> AbstractContextManager[Any]:
 
 
 def _dropout_in_evaluation() -> AbstractContextManager[Any]:
-    original = language_model.LanguageModel.outputs
+    original = language_model.LanguageModel._outputs
 
     def outputs(self: Any, inputs: Any, carry: Any, masks: Any, *rest: Any) -> Any:
         return original(self, inputs, carry, masks or Masks(mask_key(0, 0, 0)), *rest)
 
-    return mock.patch.object(language_model.LanguageModel, "outputs", outputs)
+    return mock.patch.object(language_model.LanguageModel, "_outputs", outputs)
 
 
 def _shuffled(texts: Texts) -> Texts:
