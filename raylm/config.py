@@ -391,6 +391,9 @@ class RunConfig(Section):
     """A run on the same text, or one of its checkpoints: its weights, at its best epoch, are this run's first ones."""
     stop_early: bool = False
     """End after the first epoch whose validation loss is above the lowest of all but the last `optimizer.patience`."""
+    steps_per_call: PositiveInt = 1
+    """Updates made in one call of the compiled function where nothing is due between them and windows are all of one
+    width: less time of the host for each. A step takes twice as long to compile."""
     drill: tuple[str, ...] = ()
     """Faults to inject, KIND@STEP or KIND@STEP:WHERE each (`raylm drill` lists them)."""
     data: DataConfig = DataConfig()

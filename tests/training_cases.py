@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import resource
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
 
 from raylm.checkpoint.mirror import Mirror
 from raylm.config import RunConfig
@@ -166,3 +168,16 @@ def attempt_on_a_full_disk(config: RunConfig, data: Path, folder: Path, most_byt
     """An attempt in which no file can grow beyond `most_bytes`."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
     return attempt(config, data, folder)
+
+
+def traces(config: RunConfig, data: Path, folder: Path) -> list[tuple[int, int]]:
+    """Of each update of an attempt: its epoch, and how often anything was traced in this process before."""
+    counts: list[tuple[int, int]] = []
+
+    def hear(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "step":
+            functions = [each for each in gc.get_objects() if isinstance(each, Function)]
+            counts.append((event["epoch"], sum(each.experimental_get_tracing_count() for each in functions)))
+
+    attempt(config, data, folder, hear=hear)
+    return counts

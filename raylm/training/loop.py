@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ from raylm.training.loading import starting_weights
 from raylm.training.record import Recorder, tokens_of
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.saving import Saver
+from raylm.training.several import Read, Steps, Update
 from raylm.training.signals import named
 from raylm.training.state import State, assign_all, capture, check_same_start, fresh_carry, make_replicas, restore
-from raylm.training.step import Batch, Control, StepResult, compile_step
+from raylm.training.step import Batch, Control
 from raylm.training.topology import Topology
 
 OUTCOMES_IN_FLIGHT = 2
@@ -99,7 +101,7 @@ class _Sent:
     window: Window
     learning_rate: float
     drill: Drill | None
-    result: StepResult
+    read: Read
 
 
 class _Run:
@@ -127,7 +129,7 @@ class _Run:
         self.made = 0  # steps of this attempt
         self.record.wait("building the model")
         self.replicas = make_replicas(make_strategy(topology), topology, config, len(datasets.train.vocabulary))
-        self.step = compile_step(self.replicas, config)
+        self.steps = Steps(self.replicas, config)
         self.average = compile_averaging(self.replicas)
         self.all_reduce = exchange.make_all_reduce(self.replicas, config)
         self.evaluator = Evaluator(self.replicas.model, config.data)
@@ -174,7 +176,7 @@ class _Run:
     def until_the_end(self) -> tuple[str, str]:
         """Steps until the run is over; its status and the reason in one line."""
         while True:
-            stop = self._settle(0 if self._anything_due() else OUTCOMES_IN_FLIGHT)
+            stop = self._settle(0 if self._anything_due() else max(OUTCOMES_IN_FLIGHT, self.steps.most))
             if stop:
                 self._settle(0)
                 self._save()
@@ -184,12 +186,24 @@ class _Run:
                 if self.agenda.over(self.state):
                     why = ": the validation loss fell no more" if self.agenda.stopped_early(self.state) else ""
                     return "completed", f"{self.state.step} updates{why}"
-            with nullcontext() if self.made else self.watchdog.busy():
+            with nullcontext() if self.made > self.steps.most else self.watchdog.busy():
                 self._send()
-                self.made += 1
 
     def _send(self) -> None:
-        """Gives the next window to the device and moves the state past it, as if its update will be applied."""
+        """Gives the next window to the device, or the next few where nothing is due between them."""
+        first, told = self._next()
+        updates, sent = [first], [told]
+        while len(updates) < self.steps.most and not self._anything_due():
+            update, told = self._next()
+            updates.append(update)
+            sent.append(told)
+        reads, self.state.carry = self.steps(updates, self.state.carry)
+        self.sent += [told(read) for told, read in zip(sent, reads, strict=True)]
+        if self.agenda.averages(self.state):
+            self.average()
+
+    def _next(self) -> tuple[Update, Callable[[Read], _Sent]]:
+        """Reads the next window and moves the state past it, as if its update will be applied."""
         state = self.state
         window = self.reader.read()
         self.record.waited = self.reader.waited
@@ -211,11 +225,9 @@ class _Run:
             drill, window.inputs, window.weights, self.topology.first_lane, self.replicas.model.vocabulary
         )
         batch = Batch(*map(tf.constant, (inputs, window.targets, weights, window.reset_lanes)))
-        result, state.carry = self.step(batch, state.carry, control)
-        if self.agenda.averages(state):
-            self.average()
-        self.sent.append(_Sent(state.step, window, rate, drill, result))
-        state.step, state.cursor = state.step + 1, self.reader.cursor
+        told = partial(_Sent, state.step, window, rate, drill)
+        state.step, state.cursor, self.made = state.step + 1, self.reader.cursor, self.made + 1
+        return Update(batch, control), told
 
     def _strike(self, drill: Drill) -> None:
         """Injects what is not injected in the step."""
@@ -230,7 +242,7 @@ class _Run:
         stop = False
         while len(self.sent) > left:
             sent = self.sent.popleft()
-            loss_sum, tokens, norm, applied, asked, loss_scale = (float(value) for value in sent.result[:6])
+            loss_sum, tokens, norm, applied, asked, loss_scale, signals = sent.read()
             self.watchdog.beat()
             stop = stop or asked > 0
             look = applied and left == 0 and not self.sent  # a state that is not finite is never kept or saved
@@ -245,7 +257,7 @@ class _Run:
                 learning_rate=sent.learning_rate,
                 not_finite=self.recovery.health(self.state.carry) if look else "",
                 overflowed=overflowed(loss_sum, bool(applied), loss_scale),
-                signals=named(self.replicas.model, sent.result.signals),
+                signals=named(self.replicas.model, signals),
             )
             self.record.loss_scale = loss_scale
             with self._long():

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from raylm.model.embedding import lookup
@@ -95,9 +97,9 @@ def signal_names(model: LanguageModel) -> Sequence[str]:
     )
 
 
-def named(model: LanguageModel, signals: Tensor) -> dict[str, float]:
+def named(model: LanguageModel, signals: Any) -> dict[str, float]:
     """The signals of a step by name; none where they are off, or were not due."""
-    values = signals.numpy().tolist() if len(signals) else []
+    values = np.asarray(signals).tolist()
     return {} if not values or math.isnan(values[0]) else dict(zip(signal_names(model), values, strict=True))
 
 

@@ -259,21 +259,29 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
 
     The batch holds this worker's lanes, `topology.padded_lanes` of them; the carry is per replica.
     """
-    strategy, topology = replicas.strategy, replicas.topology
-    lanes = topology.lanes_per_replica
+    strategy, of_replica = replicas.strategy, step_of_replica(replicas, config)
 
-    def replica_step(batch: Batch, carry: Carry, control: Control) -> tuple[StepResult, Carry]:
+    @tf.function
+    def step(batch: Batch, carry: Any, control: Control) -> tuple[StepResult, Any]:
+        results, next_carry = strategy.run(of_replica, args=(batch, carry, control))
+        return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results), next_carry
+
+    return _traced_once(step) if config.data.widths_vary else step
+
+
+def step_of_replica(
+    replicas: Replicas, config: RunConfig
+) -> Callable[[Batch, Carry, Control], tuple[StepResult, Carry]]:
+    """`train_step` as each replica of this worker runs it, from the worker's batch."""
+    topology, lanes = replicas.topology, replicas.topology.lanes_per_replica
+
+    def step(batch: Batch, carry: Carry, control: Control) -> tuple[StepResult, Carry]:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         local = replica - topology.rank * topology.replicas
         mine = Batch(*(part[local * lanes : (local + 1) * lanes] for part in batch))
         return train_step(replicas, config, mine, carry, control, replica)
 
-    @tf.function
-    def step(batch: Batch, carry: Any, control: Control) -> tuple[StepResult, Any]:
-        results, next_carry = strategy.run(replica_step, args=(batch, carry, control))
-        return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results), next_carry
-
-    return _traced_once(step) if config.data.widths_vary else step
+    return step
 
 
 def _traced_once(step: Any) -> Callable[[Batch, Any, Control], tuple[StepResult, Any]]:
