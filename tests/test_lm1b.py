@@ -17,7 +17,7 @@ from training_runner import Call, answers
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import ModelConfig, OptimizerConfig, RunConfig
 from raylm.model.language_model import LanguageModel
-from raylm.optim.averaging import PREFIX
+from raylm.optim.averaging import COUNT, PREFIX
 from raylm.optim.optimizers import make_optimizer
 from raylm.recipes import RECIPES
 from raylm.training.step import Share, apply_gated
@@ -52,6 +52,7 @@ def test_a_run_that_was_broken_off_ends_as_the_unbroken_one_and_two_replicas_tra
     assert {name for name in end.slots if name.startswith(PREFIX)} == {
         f"{PREFIX}{name}" for name in end.weights if name.startswith("lstm")
     }
+    assert end.slots[COUNT] == end.step
 
 
 def test_only_the_layers_are_clipped_where_that_is_asked_for() -> None:

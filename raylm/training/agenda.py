@@ -32,7 +32,7 @@ class Agenda:
         optimizer = self.config.optimizer
         if optimizer.averaging == "triggered":
             return stopped_falling(state.validation, optimizer.patience)
-        return optimizer.averaging == "always"
+        return optimizer.averaging in ("always", "exponential")
 
     def evaluation(self, state: State) -> bool:
         """Whether the model is to be evaluated: after each epoch and at the end."""

@@ -1,0 +1,120 @@
+"""The first hundred training losses of every recipe, made small, and the loss of its evaluation then: what no
+refactoring may change.
+
+    PYTHONPATH=. python tests/golden.py "why they change"
+
+writes golden.json anew, which says why and on which processor and versions; the commit that has it says why too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1", CUDA_VISIBLE_DEVICES="-1")
+
+import numpy as np
+import tensorflow as tf
+from made_datasets import make_dataset
+
+from raylm.config import RunConfig
+from raylm.data.dataset import Dataset
+from raylm.guard.ledger import Ledger
+from raylm.optim.schedules import learning_rate
+from raylm.recipes import RECIPES
+from raylm.training.agenda import Agenda
+from raylm.training.averaging import averaged, compile_averaging
+from raylm.training.datasets import open_source, rate_factor
+from raylm.training.distribute import make_strategy
+from raylm.training.evaluate import Evaluator
+from raylm.training.state import State, fresh_carry, make_replicas
+from raylm.training.step import Batch, Control, compile_step
+from raylm.training.topology import Topology
+
+GOLDEN = Path(__file__).with_name("golden.json")
+STEPS, WORDS, LANES = 100, 23, 4
+_SIZES = {"hidden": 12, "embedding": 8, "projection": 6, "sampled_softmax": 7}
+
+
+def small(name: str) -> RunConfig:
+    """A recipe with few units, words and lanes and short windows, all else its own: parts, update and schedule."""
+    config = RunConfig.model_validate({**RECIPES[name], "recipe": name})
+    sizes = {key: size for key, size in _SIZES.items() if getattr(config.model, key) is not None}
+    data = {"lanes": LANES, "window": 10 if config.data.jitter else 5, "buckets": (4, 8)}
+    changes = {
+        "data": config.data.model_copy(update=data),
+        "model": config.model.model_copy(update=sizes),
+        "report": config.report.model_copy(update={"signals": False}),
+    }
+    return config.model_copy(update=changes)
+
+
+def made_text(path: Path) -> Dataset:
+    """Rows in which some words tell the next one; a hundred windows are several epochs."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(3, 12, 40)
+    tokens = np.zeros(int(lengths.sum()), np.int64)
+    for place, guess in enumerate(random.integers(1, WORDS, len(tokens))):
+        tokens[place] = guess if place % 3 == 0 else tokens[place - 1] * 5 % (WORDS - 1) + 1
+    tokens[np.cumsum(lengths) - 1] = 0
+    return make_dataset(path, tokens, lengths, WORDS)
+
+
+def figures(names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Of each recipe the mean loss of each of its first updates and of the evaluation after them, in nats a token.
+    Fixes this process's strategy."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = made_text(Path(folder) / "text")
+        return {name: _figures(small(name), text) for name in names}
+
+
+def _figures(config: RunConfig, text: Dataset) -> dict[str, list[float]]:
+    topology, agenda = Topology(0, 1, 1, config.data.lanes), Agenda(config)
+    replicas = make_replicas(make_strategy(topology), topology, config, WORDS)
+    step, average = compile_step(replicas, config), compile_averaging(replicas)
+    source = open_source(config, text, topology)
+    total = config.steps or sum(map(source.windows_per_epoch, range(config.epochs)))
+    state, losses = State(0, source.start(), Ledger(), fresh_carry(replicas)), []
+    while state.step < STEPS:
+        window, state.cursor = source.read(state.cursor)
+        place = window.cursor
+        rate = learning_rate(config.schedule, state.step, place.epoch, total) * rate_factor(config.data, window)
+        control = Control(tf.constant(place.position), tf.constant(rate, tf.float32), tf.zeros([]), None)
+        arrays = (window.inputs, window.targets, window.weights, window.reset_lanes)
+        result, state.carry = step(Batch(*map(tf.constant, arrays)), state.carry, control)
+        if agenda.averages(state):
+            average()
+        losses.append(float(result.loss_sum) / float(result.tokens))
+        state.step += 1
+    with averaged(replicas):
+        return {"training": losses, "evaluation": [Evaluator(replicas.model, config.data).score(text).nats]}
+
+
+def made_with() -> dict[str, str]:
+    """What the last digits depend on."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    processor = found[1] if found else platform.processor()
+    return {"processor": processor, "tensorflow": tf.__version__, "numpy": np.__version__}
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1 or not arguments[0].strip():
+        print('say why the losses change: python tests/golden.py "REASON"', file=sys.stderr)
+        return 2
+    document: dict[str, Any] = {"reason": arguments[0], "made_with": made_with()}
+    rows = (f"    {json.dumps(name)}: {json.dumps(each)}" for name, each in figures([*RECIPES]).items())
+    head = json.dumps(document, indent=2).removesuffix("\n}")
+    GOLDEN.write_text(f'{head},\n  "losses": {{\n' + ",\n".join(rows) + "\n  }\n}\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
