@@ -53,16 +53,6 @@ def test_two_workers_compute_what_two_replicas_of_one_worker_compute(
     assert cluster.summary("replicas")["state_sha256"] == unbroken["state_sha256"]
 
 
-def test_a_plan_is_measured_by_a_short_trial_that_leaves_nothing(cluster: Cluster) -> None:
-    words = cluster.train("planned")[2:]
-    done = cluster.run("raylm", "plan", "--json", "--measure", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
-    assert (told["measured"], told["workers"], told["steps"]) == (True, 1, 40)
-    assert told["tokens_per_hour"] > 0
-    assert not list((cluster.folder / "runs").glob("trial-*"))
-
-
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     cluster: Cluster, unbroken: dict[str, Any]
 ) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from ray_cluster import ENDLESS, ROOT, Cluster
+from ray_cluster import ENDLESS, Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,11 +51,15 @@ def test_a_run_waits_for_room_on_a_busy_cluster_however_often_ray_gives_up_and_c
         cluster.close()
 
 
-def test_a_run_killed_at_random_instants_ends_as_the_unbroken_one(ptb_dir: Path) -> None:
-    """Rank 0, rank 1 and the driver, once each; `python jobs/soak.py` kills twenty times."""
-    options = ("--kills", "3", "--lines", "300", "--epochs", "1", "--ptb", str(ptb_dir))
-    done = subprocess.run(
-        [sys.executable, "jobs/soak.py", *options], cwd=ROOT, env=os.environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "the same state, bit for bit" in done.stdout
+def test_a_plan_is_measured_by_a_short_trial_that_leaves_nothing(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, cpus=2)
+    try:
+        words = cluster.train("planned")[2:]
+        done = cluster.run("raylm", "plan", "--json", "--measure", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = json.loads(done.stdout)
+        assert (told["measured"], told["workers"], told["steps"]) == (True, 1, 40)
+        assert told["tokens_per_hour"] > 0
+        assert not list((cluster.folder / "runs").glob("trial-*"))
+    finally:
+        cluster.close()
