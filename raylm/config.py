@@ -82,6 +82,9 @@ class DataConfig(Section):
     """Folder that holds ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
     cache_dir: Path | None = None
     """Where downloads and prepared datasets are kept; default $XDG_CACHE_HOME/raylm, else ~/.cache/raylm."""
+    tokenizer: Literal["words", "whitespace", "characters", "bytes"] | None = None
+    """How text becomes tokens: words (the Penn Treebank's way), whitespace (words as given), characters or bytes, which
+    read any file and know no <unk>; none: as a dataset of `raylm prepare` was made, else whitespace."""
     vocabulary_size: PositiveInt = 10_000
     """Most words kept for a text of one's own; rarer ones become <unk>. PTB and the sample bring their own."""
     mode: Literal["stream", "sentences"] = "stream"

@@ -130,6 +130,18 @@ PTB_NEXT_WORD: Recipe = {
     "schedule": {"kind": "staircase", "learning_rate": 1.0, "decay_steps": 5000, "decay_rate": 0.1},
 }
 
+# Any file, byte by byte: nothing is unknown. It is to be below the bigram floor, that of pairs of bytes, within ten
+# minutes on two cores.
+BYTES: Recipe = {
+    "epochs": 5,
+    "steps": 3000,
+    "data": {"tokenizer": "bytes", "lanes": 32, "window": 64},
+    "model": {"layers": 1, "hidden": 256, "init_scale": 0.05, "forget_bias": 1.0},
+    "optimizer": {"name": "adam", "clip_norm": 1.0, "loss_scale": "token_mean"},
+    "schedule": {"kind": "cosine", "learning_rate": 0.003, "warmup_steps": 100, "final_fraction": 0.02},
+    "report": {"sample_words": 200},
+}
+
 RECIPES: dict[str, Recipe] = {
     "quick": QUICK,
     "ptb-small": PTB_SMALL,
@@ -140,4 +152,5 @@ RECIPES: dict[str, Recipe] = {
     "lm1b": LM1B,
     "sentence-peephole": SENTENCE_PEEPHOLE,
     "ptb-next-word": PTB_NEXT_WORD,
+    "bytes": BYTES,
 }

@@ -21,7 +21,9 @@ from tiny_runs import WORDS
 from trained_runs import load, make_run
 
 from raylm.cli import main as command_line
+from raylm.data.corpora import find_corpus
 from raylm.data.dataset import open_dataset
+from raylm.data.prepare import prepare_corpus
 from raylm.training.evaluate import Evaluator
 from raylm.training.inference import make_model
 
@@ -266,3 +268,26 @@ def test_generate_shows_each_word_at_once_and_ctrl_c_ends_it_cleanly(run: Path, 
     assert process.exitcode == 130
     assert output.read_bytes().endswith(b"\n")
     assert output.with_suffix(".err").read_bytes() == b""
+
+
+def test_a_model_of_bytes_reads_any_file_and_speaks_text(raylm: Command, tmp_path: Path) -> None:
+    """Empty lines, carriage returns and bytes that are not UTF-8 are kept; bits a byte stand beside the perplexity."""
+    content = b"caf\xe9 \xff\r\n\n\tone two\n" * 20
+    (tmp_path / "my.bin").write_bytes(content)
+    corpus = find_corpus(str(tmp_path / "my.bin"), cache_dir=tmp_path / "cache", say=str, as_bytes=True)
+    texts = prepare_corpus(corpus, tmp_path / "datasets", str, tokenizer="bytes").train.parent
+    datasets = [open_dataset(texts / split) for split in ("train", "valid", "test")]
+    ids = np.concatenate([dataset.read(0, dataset.tokens) for dataset in datasets])
+    assert bytes(np.where(ids == 256, ord("\n"), ids).astype(np.uint8)) == content
+    run = make_run(tmp_path / "made", texts=texts)
+    code, out, _ = raylm("eval", run, "--data", "valid", tmp_path / "my.bin", "--json")
+    valid, file = json.loads(out)["texts"]
+    assert code == 0
+    assert (valid["tokens"], file["tokens"]) == (datasets[1].tokens - 1, len(content) - 1)
+    assert valid["bits_per_byte"] == pytest.approx(valid["nats"] / math.log(2))
+    assert raylm("eval", run)[1].split()[0] == "bits/byte"
+    text = raylm("generate", run, "--prompt", "é\n\nb", "--words", "5", "--top-k", "1")[1]
+    assert text.startswith("é\n\nb")
+    assert "<0x" not in text
+    assert raylm("export", run, "--output", tmp_path / "out")[0] == 0
+    assert "A byte language model" in (tmp_path / "out" / "README.txt").read_text()

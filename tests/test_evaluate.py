@@ -12,6 +12,7 @@ from made_datasets import make_dataset, random_rows, words
 
 from raylm.config import DataConfig, ModelConfig
 from raylm.data.dataset import Dataset
+from raylm.data.tokenize import BYTE_VOCABULARY
 from raylm.data.vocabulary import Vocabulary
 from raylm.model.language_model import LanguageModel
 from raylm.training.datasets import EVALUATION_WINDOW
@@ -140,3 +141,14 @@ def test_the_prompt_s_unknown_words_are_left_out_where_there_is_no_unk(evaluator
     samples = [evaluator.sample(vocabulary, prompt, 9, seed=0, step=0) for prompt in ("the company said w7", "w7")]
     assert samples[0] == samples[1]
     assert len(evaluator.sample(vocabulary, "the company said", 3, seed=0, step=0).split()) == 3
+
+
+def test_a_sample_of_a_model_of_bytes_is_text() -> None:
+    """One that says the two bytes of é and line feeds, whatever it reads."""
+    vocabulary = Vocabulary(BYTE_VOCABULARY)
+    model = LanguageModel(ModelConfig(layers=1, hidden=2), len(vocabulary), seed=0)
+    bias = np.full(len(vocabulary), -100, np.float32)
+    bias[[*"é".encode(), vocabulary.end_of_sentence]] = 0
+    model.weights["softmax/bias"].assign(bias)
+    sample = Evaluator(model).sample(vocabulary, "né à\n", 100, seed=0, step=0, tokenizer="bytes")
+    assert set(sample) == {"é", "\n", "\N{REPLACEMENT CHARACTER}"}

@@ -46,3 +46,11 @@ def test_splits_with_different_vocabularies_are_refused_with_the_option_that_hel
     _dataset(tmp_path / "test")
     with pytest.raises(UserError, match=f"valid has another vocabulary.*--vocab {tmp_path}/train"):
         find_prepared((str(tmp_path),))
+
+
+def test_datasets_of_another_tokenizer_than_was_asked_for_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        _dataset(tmp_path / split)
+    assert find_prepared((str(tmp_path),), "whitespace") is not None
+    with pytest.raises(UserError, match=r"the tokenizer whitespace, not bytes: .* --data\.tokenizer whitespace"):
+        find_prepared((str(tmp_path),), "bytes")

@@ -96,7 +96,7 @@ def _asked(config: RunConfig, seconds: float) -> tuple[Asked, dict[str, Any]]:
     asked = Asked(without_secrets(storage), ", ".join(map(without_secrets, config.data.corpus)), cache=str(cache))
     question = {"storage": storage, "marks": [], "datasets": [], "seconds": max(1.0, 0.8 * seconds)}
     try:
-        datasets = find_prepared(config.data.corpus)
+        datasets = find_prepared(config.data.corpus, config.data.tokenizer)
     except UserError as problem:
         return replace(asked, dataset_problem=str(problem)), question
     if datasets is not None:

@@ -82,7 +82,11 @@ def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
     likelihood = Likelihood(make_model(trained), cache, dynamic)
     found = [measure(likelihood, text, trained.vocabulary.unknown, longest) for text in texts]
     if not command.as_json:
-        print_table(sys.stdout, COLUMNS, [_row(each) for each in found])
+        if trained.tokenizer == "bytes":
+            rows = [(f"{each.bits:.4f}", *_row(each)) for each in found]
+            print_table(sys.stdout, ["bits/byte", *COLUMNS], rows)
+        else:
+            print_table(sys.stdout, COLUMNS, [_row(each) for each in found])
         return 0
     document = {
         "checkpoint": str(trained.place),
@@ -91,7 +95,15 @@ def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
         "read": "stream" if longest is None else "sentences",
         "cache": asdict(cache) if cache else None,
         "dynamic": asdict(dynamic) if dynamic else None,
-        "texts": [{**asdict(each), "perplexity": each.perplexity, "unknown_rate": each.unknown_rate} for each in found],
+        "texts": [
+            {
+                **asdict(each),
+                "perplexity": each.perplexity,
+                "unknown_rate": each.unknown_rate,
+                "bits_per_byte": each.bits if trained.tokenizer == "bytes" else None,
+            }
+            for each in found
+        ],
     }
     print_json(sys.stdout, without_nonfinite(document))
     return 0

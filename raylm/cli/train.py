@@ -75,15 +75,20 @@ def prepare(config: RunConfig, say: Callable[[str], None]) -> RunRecord:
         UserError: the corpus cannot be had, read or cached.
     """
     data = config.data
-    datasets = find_prepared(data.corpus)
+    datasets = find_prepared(data.corpus, data.tokenizer)
     if datasets is not None:
         name = data.corpus[0].rstrip("/").rpartition("/")[2]
         return RunRecord(config, name, "Your own text: perplexities are not PTB's.", datasets)
     cache = (data.cache_dir or default_cache_dir()).expanduser()
     corpus = find_corpus(
-        data.corpus, data_dir=data.data_dir.expanduser() if data.data_dir else None, cache_dir=cache, say=say
+        data.corpus,
+        data_dir=data.data_dir.expanduser() if data.data_dir else None,
+        cache_dir=cache,
+        say=say,
+        as_bytes=data.tokenizer == "bytes",
     )
-    prepared = asdict(prepare_corpus(corpus, cache / "datasets", say, vocabulary_size=data.vocabulary_size))
+    tokenizer, size = data.tokenizer or "whitespace", data.vocabulary_size
+    prepared = asdict(prepare_corpus(corpus, cache / "datasets", say, vocabulary_size=size, tokenizer=tokenizer))
     if is_uri(config.storage_path):
         datasets = publish(prepared, config.storage_path, say)
     else:

@@ -43,8 +43,10 @@ def find_corpus(
     say: Callable[[str], None],
     mirrors: Sequence[str] = PTB_MIRRORS,
     patience: Patience = SECONDS_NOT_MINUTES,
+    as_bytes: bool = False,
 ) -> Corpus:
-    """The corpus that is asked for.
+    """The corpus that is asked for; with `as_bytes` text of the user's own is divided with its empty lines, in any
+    encoding.
 
     `auto` is PTB from `data_dir`, `$RAYLM_PTB_DIR` or the cache, else downloaded, else the sample. `ptb` is PTB or an
     error; `sample` the sample. Anything else names the user's own text: files, or one folder with train, valid and
@@ -72,7 +74,7 @@ def find_corpus(
         return _sample(cache_dir, say)
     if not asked:
         raise UserError("--corpus names nothing; give auto, ptb, sample, text files or a folder")
-    train, valid, test, how = owntext.find_text([Path(name) for name in asked], cache_dir, say)
+    train, valid, test, how = owntext.find_text([Path(name) for name in asked], cache_dir, say, as_bytes)
     if ptb.is_ptb((*train, *valid, *test)):
         return Corpus("ptb", train, valid, test, is_ptb=True, note="")
     return Corpus("text", train, valid, test, False, f"Your own text ({how}): perplexities are not PTB's.")

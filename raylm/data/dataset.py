@@ -67,6 +67,11 @@ class Dataset:
         self._chunks: dict[int, Chunk] = {}
         self._lock = threading.Lock()
 
+    @property
+    def tokenizer(self) -> str:
+        """What made tokens of its text."""
+        return str(self.manifest.provenance.get("tokenizer", "whitespace"))
+
     def __repr__(self) -> str:
         return f"Dataset({self.storage.place('')!r}, {self.tokens:,} tokens, {self.rows:,} rows)"
 

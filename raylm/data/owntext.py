@@ -27,8 +27,10 @@ _ROLES = {
 _FEWEST_LINES = 10
 
 
-def find_text(named: Sequence[Path], cache_dir: Path, say: Callable[[str], None]) -> tuple[Paths, Paths, Paths, str]:
-    """Train, valid and test files, and how they came to be so.
+def find_text(
+    named: Sequence[Path], cache_dir: Path, say: Callable[[str], None], as_bytes: bool = False
+) -> tuple[Paths, Paths, Paths, str]:
+    """Train, valid and test files, and how they came to be so. as_bytes: no line is left out, whatever its bytes.
 
     A folder must hold one file for each (`train.txt`, `ptb.train.txt`, `wiki.train.tokens`, `train-00.parquet`...);
     files named so are taken as that too. Any other files are divided by line, in their order: the first 80 % to
@@ -59,7 +61,9 @@ def find_text(named: Sequence[Path], cache_dir: Path, say: Callable[[str], None]
     by_role = _by_role(named)
     if sorted(by_role) == ["test", "train", "valid"] and len(named) == 3:
         return by_role["train"], by_role["valid"], by_role["test"], "train, valid and test as named"
-    return *_divide(tuple(named), cache_dir, say), "divided by line: first 80 % train, next 10 % valid, last 10 % test"
+    return *_divide(
+        tuple(named), cache_dir, say, as_bytes
+    ), "divided by line: first 80 % train, next 10 % valid, last 10 % test"
 
 
 def _by_role(files: Sequence[Path]) -> dict[str, Paths]:
@@ -72,10 +76,10 @@ def _by_role(files: Sequence[Path]) -> dict[str, Paths]:
     return by_role
 
 
-def _divide(files: Paths, cache_dir: Path, say: Callable[[str], None]) -> tuple[Paths, Paths, Paths]:
+def _divide(files: Paths, cache_dir: Path, say: Callable[[str], None], as_bytes: bool) -> tuple[Paths, Paths, Paths]:
     digest = hashlib.sha256()
     lines = 0
-    for line in _lines(files):
+    for line in _lines(files, as_bytes):
         digest.update(line)
         lines += 1
     if not lines:
@@ -92,17 +96,20 @@ def _divide(files: Paths, cache_dir: Path, say: Callable[[str], None]) -> tuple[
         say(f"dividing {lines:,} lines: {lines - 2 * held_out:,} train, {held_out:,} valid, {held_out:,} test")
         with new_folder(folder) as staging, ExitStack() as stack:
             outputs = [stack.enter_context((staging / path.name).open("wb")) for path in (train, valid, test)]
-            for number, line in enumerate(_lines(files)):
+            for number, line in enumerate(_lines(files, as_bytes)):
                 role = 0 if number < lines - 2 * held_out else 1 if number < lines - held_out else 2
                 outputs[role].write(line)
     return (train,), (valid,), (test,)
 
 
-def _lines(files: Paths) -> Iterator[bytes]:
-    """Lines that hold anything, each ending in b"\\n"."""
+def _lines(files: Paths, as_bytes: bool) -> Iterator[bytes]:
+    """Lines that hold anything, of bytes all lines, each ending in b"\\n"."""
     for split in plan_splits(files):
         for piece in split.pieces:
             for block in read_piece(piece):
+                if as_bytes:
+                    yield from (line + b"\n" for line in block.data.removesuffix(b"\n").split(b"\n"))
+                    continue
                 _, malformed = without_malformed(block)
                 if malformed:
                     number = lines_before(piece) + block.number(malformed[0].line) + 1

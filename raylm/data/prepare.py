@@ -24,6 +24,7 @@ from raylm.data.inputs import opening, plan_splits, shown
 from raylm.data.options import WORDS_VOCABULARY_SIZE, PrepareOptions
 from raylm.data.runners import Runner, run_here
 from raylm.data.stages import Job, Report, Words, encode_splits, find_words, place_rejects, place_shards
+from raylm.data.tokenize import TokenizerName
 from raylm.data.upload import is_uri, refuse_existing_remote, upload_dataset
 from raylm.data.workspace import open_workspace
 from raylm.data.writer import partial_folder, refuse_existing, seal
@@ -156,19 +157,25 @@ class Prepared:
 
 
 def prepare_corpus(
-    corpus: Corpus, destination: Path, say: Callable[[str], None], *, vocabulary_size: int = WORDS_VOCABULARY_SIZE
+    corpus: Corpus,
+    destination: Path,
+    say: Callable[[str], None],
+    *,
+    vocabulary_size: int = WORDS_VOCABULARY_SIZE,
+    tokenizer: TokenizerName = "whitespace",
 ) -> Prepared:
     """The three datasets of a corpus, below `destination`; taken from there when the same text was prepared before.
 
-    Words are divided by white space, every line ends with `<eos>`, lines without words are left out. PTB and the
-    sample keep their own words; text of the user's own keeps its `vocabulary_size` most frequent.
+    Every line ends with `<eos>`, lines without words are left out (of bytes, none). PTB and the sample keep their own
+    words; text of the user's own keeps its `vocabulary_size` most frequent.
 
     Raises:
         UserError: text is missing, unreadable, empty or not UTF-8, or the destination cannot be written to.
     """
     size = vocabulary_size if corpus.name == "text" else None
     parts = {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
-    folder = destination / f"{corpus.name}-{_digest(f'{_CORPUS_VERSION} {size}', parts)[:16]}"
+    head = f"{_CORPUS_VERSION} {size}" + (f" {tokenizer}" if tokenizer != "whitespace" else "")
+    folder = destination / f"{corpus.name}-{_digest(head, parts)[:16]}"
     prepared = Prepared(folder / "train", folder / "valid", folder / "test")
     if folder.is_dir():
         try:
@@ -179,7 +186,7 @@ def prepare_corpus(
             say(f"{damaged}; preparing it again")
             shutil.rmtree(folder, ignore_errors=True)
     say(f"preparing {corpus.name} text")
-    options = PrepareOptions(tokenizer="whitespace", malformed="error")
+    options = PrepareOptions(tokenizer=tokenizer, malformed="error")
     with new_folder(folder) as staging:
         prepare(corpus.train, staging / "train", options.model_copy(update={"vocab_size": size}))
         held_out = options.model_copy(update={"vocab": str(staging / "train")})

@@ -11,11 +11,11 @@ from raylm.errors import UserError
 SPLITS = ("train", "valid", "test")
 
 
-def find_prepared(corpus: tuple[str, ...]) -> dict[str, str] | None:
+def find_prepared(corpus: tuple[str, ...], tokenizer: str | None = None) -> dict[str, str] | None:
     """The datasets of train, valid and test below one folder or URI; None where the corpus is something else.
 
     Raises:
-        UserError: one of them is missing or damaged, or their vocabularies differ.
+        UserError: one of them is missing or damaged, their vocabularies differ, or `tokenizer` is not theirs.
     """
     if len(corpus) != 1:
         return None
@@ -25,7 +25,14 @@ def find_prepared(corpus: tuple[str, ...]) -> dict[str, str] | None:
     if "://" not in place:
         place = str(Path(place).expanduser().resolve())
     datasets = {split: f"{place}/{split}" for split in SPLITS}
-    vocabularies = {split: open_dataset(path).vocabulary for split, path in datasets.items()}
+    opened = {split: open_dataset(path) for split, path in datasets.items()}
+    theirs = opened["train"].tokenizer
+    if tokenizer not in (None, theirs):
+        raise UserError(
+            f"{datasets['train']} was prepared with the tokenizer {theirs}, not {tokenizer}: prepare the text again "
+            f"with --tokenizer {tokenizer}, or choose --data.tokenizer {theirs}"
+        )
+    vocabularies = {split: dataset.vocabulary for split, dataset in opened.items()}
     for split in SPLITS[1:]:
         if vocabularies[split] != vocabularies["train"]:
             raise UserError(

@@ -21,7 +21,7 @@ class TextRows:
     """Some rows of one file, in order.
 
     source: the file. ids: [tokens], every row's ids with `<eos>` at its end, one row after the other. lengths: int64
-    [rows], at least 2 each. lines: int64 [rows], the line of the file, from 1, that each row is.
+    [rows]. lines: int64 [rows], the line of the file, from 1, that each row is.
     """
 
     source: str

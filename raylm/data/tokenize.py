@@ -2,7 +2,7 @@
 
 Four of them: `words` (the Penn Treebank's way: lower case, numbers to N, no punctuation, 's and n't apart),
 `whitespace` (words exactly as given), `characters` and `bytes`. Each counts and encodes whole blocks of lines at
-once; a line becomes one row, ended by `<eos>`, and a line without tokens becomes none.
+once; a line becomes one row, ended by `<eos>`, and a line without tokens becomes none, but of bytes an empty line too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from raylm.errors import UserError
 
 TokenizerName = Literal["words", "whitespace", "characters", "bytes"]
 
+SYMBOLS = ("characters", "bytes")
+"""Tokenizers whose tokens stand side by side in a text, without blanks between them."""
+
 _MEMO_WORDS = 1 << 20
 _UNICODE_END = 0x110000
 
@@ -31,7 +34,7 @@ class Rows:
     """The rows of a block of lines.
 
     ids: uint32 [tokens], every row's ids followed by the id of `<eos>`, one row after the other.
-    lengths: int64 [rows], tokens of each row, `<eos>` counted, so at least 2.
+    lengths: int64 [rows], tokens of each row, `<eos>` counted.
     lines: int64 [rows], the line of the block (from 0) that the row came from; lines without tokens have no row.
     """
 
@@ -165,7 +168,8 @@ class Characters:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes as they are: id 0 to 255 is the byte's value, written `<0x00>` to `<0xFF>`, and 256 is `<eos>`."""
+    """Bytes as they are: id 0 to 255 is the byte's value, written `<0x00>` to `<0xFF>`, and 256 is `<eos>`, the line
+    feed. Nothing is lost: empty lines and carriage returns are kept; a last line without a line feed gets one."""
 
     name: TokenizerName = "bytes"
     is_text: bool = False
@@ -182,13 +186,22 @@ class Bytes:
             raise UserError("the bytes tokenizer has its own vocabulary of 256 bytes and <eos>; this is another")
 
         def encode(block: bytes) -> Rows:
-            kept, counts = _without_line_ends(np.frombuffer(block, np.uint8))
-            return _rows(kept.astype(np.uint32), counts, vocabulary.end_of_sentence)
+            ids = np.frombuffer(block if block.endswith(b"\n") or not block else block + b"\n", np.uint8).astype(
+                np.uint32
+            )
+            ids[ids == ord("\n")] = vocabulary.end_of_sentence
+            ends = np.flatnonzero(ids == vocabulary.end_of_sentence)
+            return Rows(ids, np.diff(ends, prepend=-1), np.arange(len(ends)))
 
         return encode
 
 
 BYTE_VOCABULARY = (*(f"<0x{byte:02X}>" for byte in range(256)), END_OF_SENTENCE)
+
+
+def symbols(line: str, tokenizer: str) -> list[str]:
+    """The tokens of a line, of one of the `SYMBOLS`."""
+    return [BYTE_VOCABULARY[byte] for byte in line.encode()] if tokenizer == "bytes" else list(line)
 
 
 def _words_of_lines(block: bytes) -> tuple[list[str], NDArray[np.int64]]:

@@ -67,8 +67,9 @@ An id outside the vocabulary is an error. The functions are for inference; they 
 def _head(trained: Trained) -> str:
     model = trained.config.model
     units = ", ".join(map(str, dict.fromkeys(model.units)))
-    return f"""A word language model trained with raylm: {model.layers} LSTM layers of {units} units, \
-{len(trained.vocabulary):,} words.
+    level = _LEVELS.get(trained.tokenizer, "word")
+    return f"""A {level} language model trained with raylm: {model.layers} LSTM layers of {units} units, \
+{len(trained.vocabulary):,} words{_BYTES if trained.tokenizer == "bytes" else ""}.
 Step {trained.step:,} of recipe {trained.config.recipe}; state_sha256 {trained.state_sha256}.
 """
 
@@ -82,6 +83,8 @@ def _beginning(trained: Trained) -> str:
     )
 
 
+_LEVELS = {"characters": "character", "bytes": "byte"}
+_BYTES = ": the 256 bytes, word n the byte n, and <eos>, the line feed"
 _FILES = """vocabulary.txt      the words, UTF-8, one a line ended by a line feed: line n, from 0, is the word of id n
 config.json         the run's whole configuration, the digests of state and vocabulary, how text becomes words
 """

@@ -17,10 +17,12 @@ import tensorflow as tf
 
 from raylm.config import DataConfig
 from raylm.data.dataset import Dataset
+from raylm.data.tokenize import SYMBOLS, symbols
 from raylm.data.vocabulary import Vocabulary
 from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.types import Tensor
 from raylm.training.datasets import open_evaluation
+from raylm.training.generate import shown
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,18 @@ class Evaluator:
             tokens += window.targets_total
         return Score(total / tokens, tokens)
 
-    def sample(self, vocabulary: Vocabulary, prompt: str, words: int, seed: int, step: int) -> str:
-        """`words` words drawn after the prompt; a pure function of the weights, the seed and the step. A model of
-        sentences ends with its sentence.
+    def sample(
+        self, vocabulary: Vocabulary, prompt: str, words: int, seed: int, step: int, tokenizer: str = "whitespace"
+    ) -> str:
+        """`words` words drawn after the prompt, or characters or bytes of such a model; a pure function of the weights,
+        the seed and the step. A model of sentences ends with its sentence.
 
         `<unk>` is never drawn, so that the text can be read; the prompt's unknown words are left out where the
         vocabulary has no `<unk>`.
         """
         generator = np.random.Generator(np.random.Philox(key=[seed, step]))
-        known = [word for word in prompt.lower().split() if vocabulary.unknown is not None or word in vocabulary.ids]
+        given = symbols(prompt, tokenizer) if tokenizer in SYMBOLS else prompt.lower().split()
+        known = [word for word in given if vocabulary.unknown is not None or word in vocabulary.ids]
         ids = vocabulary.encode(known) or [vocabulary.end_of_sentence]
         carry = self.model.zero_carry(1)
         for token in ids[:-1]:
@@ -94,6 +99,8 @@ class Evaluator:
             drawn.append(_draw(logits[0].numpy().astype(np.float64), vocabulary.unknown, generator))
             if self.data.mode == "sentences" and drawn[-1] == vocabulary.end_of_sentence:
                 break
+        if tokenizer in SYMBOLS:
+            return b"".join(shown(drawn[1:], vocabulary, tokenizer, begins_line=True)).decode(errors="replace")
         return vocabulary.decode(drawn[1:])
 
 

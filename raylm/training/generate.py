@@ -77,7 +77,7 @@ def read_prompt(prompt: str, vocabulary: Vocabulary, tokenizer: str) -> tuple[li
     Raises:
         UserError: a word is not in a vocabulary without `<unk>`.
     """
-    text = " ".join(prompt.split("\n"))
+    text = prompt if tokenizer == "bytes" else " ".join(prompt.split("\n"))
     words = tokenizer_named(tokenizer)
     if tokenizer == "whitespace":
         text = " ".join(word if word in vocabulary.ids else word.lower() for word in text.split())

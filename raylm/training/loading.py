@@ -87,13 +87,12 @@ def load_trained(path: str, prepare_again: PrepareAgain, say: Callable[[str], No
             f"{checkpoint} was trained on dataset {manifest.dataset_id[:12]}, {record.datasets['train']} is "
             f"{train.dataset_id[:12]}: its words are others; put the dataset it was trained on there"
         )
-    tokenizer = str(train.manifest.provenance.get("tokenizer", "whitespace"))
     return Trained(
         checkpoint,
         record.config,
         weights_in_use(snapshot),
         train.vocabulary,
-        tokenizer,
+        train.tokenizer,
         snapshot.step,
         manifest.state_sha256,
         record.datasets,

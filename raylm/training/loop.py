@@ -294,10 +294,10 @@ class _Run:
 
     def _sample(self) -> None:
         report, state = self.config.report, self.state
-        vocabulary = self.datasets.train.vocabulary
+        train, seed = self.datasets.train, self.config.seed
         with self.record.apart(), self._long():
             text = self.evaluator.sample(
-                vocabulary, report.sample_prompt, report.sample_words, self.config.seed, state.step
+                train.vocabulary, report.sample_prompt, report.sample_words, seed, state.step, train.tokenizer
             )
         self.record.sample(state.step, state.cursor.position, text)
 

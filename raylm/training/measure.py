@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Measured:
     def perplexity(self) -> float:
         """exp(nats); infinite where that overflows."""
         return perplexity(self.nats)
+
+    @property
+    def bits(self) -> float:
+        """Mean bits a token: of a model of bytes, what a byte of the text would be compressed to."""
+        return self.nats / math.log(2)
 
     @property
     def unknown_rate(self) -> float:
