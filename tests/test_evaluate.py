@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from made_datasets import make_dataset, random_rows, words
+from test_lstm import reference
 
 from raylm.config import DataConfig, ModelConfig
 from raylm.data.dataset import Dataset
@@ -44,6 +45,21 @@ def test_the_score_is_one_carried_pass_over_the_whole_text_without_dropout(
     assert score.tokens == len(ids) - 1
     assert score.nats == pytest.approx(float(loss) / (len(ids) - 1), rel=1e-5)
     assert score.perplexity == pytest.approx(math.exp(score.nats))
+
+
+def test_the_score_is_that_of_the_equations_in_double_precision_to_1e_6_nats(
+    tmp_path: Path, evaluator: Evaluator
+) -> None:
+    dataset = text(tmp_path / "text", 120)
+    ids = dataset.read(0, dataset.tokens)
+    weights = {name: weight.numpy().astype(np.float64) for name, weight in evaluator.model.weights.items()}
+    outputs = weights["embedding"][ids[:-1]][:, None]
+    for layer in range(2):
+        parts = (weights[f"lstm{layer}/{part}"] for part in ("kernel", "recurrent", "bias"))
+        outputs, _, _ = reference(outputs, np.zeros((1, 6)), np.zeros((1, 6)), *parts)
+    logits = outputs[:, 0] @ weights["softmax"].T + weights["softmax/bias"]
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(ids) - 1), ids[1:]]
+    assert evaluator.score(dataset).nats == pytest.approx(losses.mean(), abs=1e-6)
 
 
 def test_the_texts_above_are_shorter_than_a_window_and_longer_than_two(tmp_path: Path) -> None:
