@@ -151,6 +151,9 @@ class ModelConfig(Section):
     none: the units themselves."""
     peepholes: bool = False
     """Gates see the cell through weights of their own (Gers and Schmidhuber 2000)."""
+    mogrifier_rounds: NonNegativeInt = 0
+    """Times that a layer's input and hidden state gate each other before each time step, 5 in the paper (Melis et al.
+    2020); the gradient is TensorFlow's own then, and slower. 0: a plain LSTM."""
     kernel: Literal["fused", "loop"] = "fused"
     """A layer's gradient. fused: written out, one product for each weight; loop: TensorFlow's own, one time step after
     the other, slower: a check."""
@@ -192,6 +195,12 @@ class ModelConfig(Section):
         """Of the embedding and of each layer's output: layer n reads widths[n] and gives widths[n + 1]."""
         outputs = (self.projection,) * self.layers if self.projection else self.units
         return (self.embedding or self.projection or self.hidden, *outputs)
+
+    @model_validator(mode="after")
+    def _mogrifier_is_a_plain_loop(self) -> ModelConfig:
+        if self.mogrifier_rounds and self.jit:
+            raise ValueError("jit: there is no compiled form of mogrifier_rounds; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _one_table_has_one_width(self) -> ModelConfig:

@@ -18,6 +18,7 @@ from raylm.model.dropout import Masks
 from raylm.model.embedding import lookup
 from raylm.model.loss import cross_entropy_sum
 from raylm.model.lstm import Kernel, LayerCarry, LayerWeights, lstm_layer
+from raylm.model.mogrifier import mogrifier_layer
 from raylm.model.precision import product_type
 from raylm.model.sampling import draw_candidates, sampled_cross_entropy_sum
 from raylm.model.shapes import weight_shapes, words_at_once
@@ -85,7 +86,12 @@ class LanguageModel(tf.Module):
                 weights = weights._replace(recurrent=recurrent)
             weights = weights.in_type(dtype)
             within = partial(_touch_within, touch, f"layer{layer}")
-            hidden, layer_carry = lstm_layer(hidden, carry[layer], weights, within, self._kernel)
+            if config.mogrifier_rounds:
+                names = (f"lstm{layer}/mogrifier{number}" for number in range(config.mogrifier_rounds))
+                rounds = [tf.cast(self.weights[name], dtype) for name in names]
+                hidden, layer_carry = mogrifier_layer(hidden, carry[layer], weights, rounds, within)
+            else:
+                hidden, layer_carry = lstm_layer(hidden, carry[layer], weights, within, self._kernel)
             hidden = within("outputs", hidden)
             next_carry.append(layer_carry)
         dropped = hidden if masks is None else masks.drop(hidden, rates[-1], config.layers, config.locked_dropout)

@@ -21,6 +21,7 @@ and what dh and dc are multiplied with is computed for all time steps before the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -137,22 +138,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gate activations [T, B, 4H], cells [T, B, H] and outputs [T, B, P] of every time step."""
     steps, width = tf.shape(projected_TBG)[0], cell_BH.shape[-1]
-    if peepholes is not None:
-        p_i, p_f, p_o = tf.unstack(peepholes)
+    of_gates = None if peepholes is None else tf.unstack(peepholes)
 
     def step(t: Tensor, hidden: Tensor, cell: Tensor, *saved: Any) -> tuple[Any, ...]:
-        z = projected_TBG[t] + matrix_product(hidden, recurrent)
-        if peepholes is None:
-            gates = tf.concat([tf.sigmoid(z[:, : 3 * width]), tf.tanh(z[:, 3 * width :])], 1)
-            i, f, o, g = tf.split(gates, 4, 1)
-            cell = f * cell + i * g
-        else:
-            z_i, z_f, z_o, z_g = tf.split(z, 4, 1)
-            i, f, g = tf.sigmoid(z_i + p_i * cell), tf.sigmoid(z_f + p_f * cell), tf.tanh(z_g)
-            cell = f * cell + i * g
-            o = tf.sigmoid(z_o + p_o * cell)
-            gates = tf.concat([i, f, o, g], 1)
-        hidden = o * tf.tanh(cell)
+        gates, cell, hidden = cell_step(projected_TBG[t] + matrix_product(hidden, recurrent), cell, of_gates)
         if projection is not None:
             hidden = matrix_product(hidden, projection)
         values = (gates, cell, hidden)
@@ -172,6 +161,26 @@ def _forward(
         tf.ensure_shape(array.stack(), [projected_TBG.shape[0], batch, size])
         for array, size in zip(saved, (4 * width, width, outputs), strict=True)
     )
+
+
+def cell_step(z_BG: Tensor, cell_BH: Tensor, peepholes: Sequence[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """One time step from the pre-activations: gates [B, 4H], the new cell, and the hidden state before a projection.
+
+    peepholes: of the input, forget and output gate, [H] each.
+    """
+    if peepholes is None:
+        width = cell_BH.shape[-1]
+        gates = tf.concat([tf.sigmoid(z_BG[:, : 3 * width]), tf.tanh(z_BG[:, 3 * width :])], 1)
+        i, f, o, g = tf.split(gates, 4, 1)
+        cell = f * cell_BH + i * g
+    else:
+        p_i, p_f, p_o = peepholes
+        z_i, z_f, z_o, z_g = tf.split(z_BG, 4, 1)
+        i, f, g = tf.sigmoid(z_i + p_i * cell_BH), tf.sigmoid(z_f + p_f * cell_BH), tf.tanh(z_g)
+        cell = f * cell_BH + i * g
+        o = tf.sigmoid(z_o + p_o * cell)
+        gates = tf.concat([i, f, o, g], 1)
+    return gates, cell, o * tf.tanh(cell)
 
 
 def _backward(

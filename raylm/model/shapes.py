@@ -24,6 +24,8 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
             shapes[f"lstm{layer}/peepholes"] = (3, units)
         if config.projection:
             shapes[f"lstm{layer}/projection"] = (units, outputs)
+        for number in range(config.mogrifier_rounds):
+            shapes[f"lstm{layer}/mogrifier{number}"] = (inputs, outputs) if number % 2 else (outputs, inputs)
     if not config.tie_weights:
         shapes["softmax"] = (vocabulary, config.widths[-1])
     shapes["softmax/bias"] = (vocabulary,)

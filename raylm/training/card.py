@@ -37,6 +37,8 @@ word. In Python:
 
 With lstmN/peepholes, rows p_i, p_f, p_o: i and f take p_i * c and p_f * c of the c before into the sigmoid, o takes
 p_o * c of the c after. With lstmN/projection the output h is (o * tanh(c)) @ lstmN/projection.
+With lstmN/mogrifier0, 1 ... x and h gate each other first: x = 2 * sigmoid(h @ mogrifier0) * x, then h = 2 *
+sigmoid(x @ mogrifier1) * h, and so on in turns; lstmN/kernel and lstmN/recurrent multiply what comes of it.
 PyTorch's nn.LSTM stands the gates otherwise: input, forget, candidate,
 output, and multiplies by the transposes.
 """

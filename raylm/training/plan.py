@@ -179,6 +179,8 @@ def memory_parts(config: RunConfig, vocabulary: int, window: int, topology: Topo
     # at a time, what its arrays are stacked into, or the gradients of the way back.
     activations = embedding + sum(read + 10 * units + outputs for read, units, outputs in layers)
     activations += max(read + 9 * units + outputs for read, units, outputs in layers)
+    # A round of gating keeps a product, its sigmoid and what comes of it, of the input or of the hidden state.
+    activations += config.model.mogrifier_rounds * sum(3 * max(read, outputs) for read, _, outputs in layers)
     compressed = {"residual": residual_bytes(config, vocabulary)} if config.cluster.compress != "none" else {}
     narrow = FLOAT // 2 if config.model.precision in ("bfloat16", "float16") else 0
     return compressed | {
@@ -244,8 +246,11 @@ def _gib(size: float) -> str:
 def operations(config: RunConfig, vocabulary: int) -> tuple[float, float]:
     """Floating-point operations for one target in training, and in evaluation: two for a product and its sum, and as
     many twice again on the way back; a softmax in pieces computes its logits once more."""
-    projected = config.model.projection is not None
-    layers = 2 * sum(units * (4 * (read + outputs) + projected * outputs) for read, units, outputs in _layers(config))
+    projected, rounds = config.model.projection is not None, config.model.mogrifier_rounds
+    layers = 2 * sum(
+        units * (4 * (read + outputs) + projected * outputs) + rounds * read * outputs
+        for read, units, outputs in _layers(config)
+    )
     words = min(config.model.sampled_softmax or vocabulary, vocabulary)
     width = config.model.widths[-1]
     return 3 * (layers + 2 * words * width), layers + 2 * vocabulary * width
