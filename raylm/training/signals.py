@@ -81,7 +81,11 @@ class Watch:
         sampled = {}
         for name, weight in self._model.weights.items():
             apart = max(1, min(_ROWS_APART, weight.shape[0] // _FEWEST_ROWS))
-            sampled[name] = lookup(weight, tf.range(self._position % apart, weight.shape[0], apart))
+            ids = tf.range(self._position % apart, weight.shape[0], apart)
+            # `ResourceGather` on a variable once, and each later read and whole update of it is a copy: only where the
+            # training does so too.
+            tables = ("embedding", "softmax" if self._model.config.sampled_softmax else "embedding")
+            sampled[name] = lookup(weight, ids) if name in tables else tf.gather(weight.read_value(), ids)
         return sampled
 
 
