@@ -143,6 +143,14 @@ def test_curves_hold_what_stands_and_what_was_undone(tmp_path: Path) -> None:
     assert [mark.kind for mark in story.marks] == ["incident", "rollback", "verdict", "end"]
 
 
+def test_a_run_with_signals_keeps_its_name(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, say=print)
+    log.append("step", 1, 1, loss=5.0, signals={"row_largest": 1.5})
+    log.close()
+    story = read_story(tmp_path)
+    assert (story.name, story.curves["signals/row_largest"]) == (tmp_path.name, [(1, 1.5)])
+
+
 def test_a_run_that_goes_on_has_a_page_too(tmp_path: Path) -> None:
     text = seen(report_page(read_story(make_run(tmp_path / "run", ended=False))))
     assert "run not ended" in text

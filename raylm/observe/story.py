@@ -132,8 +132,8 @@ def _told(name: str, events: Iterable[Event], summary: Summary | None, record: M
         elif kind == "step":
             for figure in FIGURES:
                 _add(curves[figure], step, event.get(figure))
-            for name, value in _mapping(event, "signals").items():
-                _add(curves.setdefault(f"signals/{name}", []), step, value)
+            for signal, value in _mapping(event, "signals").items():
+                _add(curves.setdefault(f"signals/{signal}", []), step, value)
             tokens = number(event.get("tokens"))
         elif kind == "eval":
             _add(evaluations.setdefault(str(event.get("split")), []), step, event.get("nats"))
