@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from raylm.cli import options
+from raylm.cli import completion, options
 from raylm.cli.main import COMMANDS
+from raylm.cli.words import fields_of
 from raylm.config import RunConfig
 from raylm.errors import UserError
 from raylm.guard.drills import parse_drills
@@ -208,6 +209,18 @@ def test_every_file_that_is_named_is_there() -> None:
     named += re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(named) > 30
     assert sorted({name for name in named if not (ROOT / name).exists()}) == []
+
+
+def test_every_option_and_every_key_that_is_spoken_of_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    spoken = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE))
+    named = {words.split()[0] for words in spoken if words.startswith("--")}
+    completion.main(["bash"])  # it knows every command's options
+    assert len(named) > 25
+    assert named - set(re.findall(r"--[\w.-]+", capsys.readouterr().out)) == set()
+    sections = "|".join(name for name in RunConfig.model_fields)
+    keys = {words for words in spoken if re.fullmatch(rf"(?:{sections})\.\w+", words)} - {"cluster.yaml"}
+    assert len(keys) > 5
+    assert keys - {key for key, _ in fields_of(RunConfig)} == set()
 
 
 def test_every_command_and_every_recipe_is_mentioned() -> None:
