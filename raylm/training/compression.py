@@ -9,7 +9,7 @@ Gradients in rows are few, and sent as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,11 +87,15 @@ def _unpacked(packed: Tensor, unit: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Residual:
-    """What each replica of this worker has yet to send: a variable with a value of its own on every replica."""
+    """What each replica of this worker has yet to send: a variable with a value of its own on every replica.
+
+    of_replica: that of one replica of all, on every rank. A collective.
+    """
 
     strategy: tf.distribute.Strategy
     topology: Topology
     variable: tf.Variable
+    of_replica: Callable[[Tensor], Tensor]
 
     def on_host(self) -> list[np.ndarray]:
         """This worker's, replica after replica."""
@@ -104,17 +108,8 @@ class Residual:
 
     def gathered(self) -> dict[str, np.ndarray]:
         """That of all replicas, as the slots of a snapshot. A collective; one replica's at a time in device memory."""
-
-        @tf.function
-        def of(replica: Tensor) -> Tensor:
-            def mine() -> Tensor:
-                here = tf.distribute.get_replica_context().replica_id_in_sync_group == replica
-                return all_reduce_sum([tf.where(here, self.variable.read_value(), minus_zero())])[0]
-
-            return self.strategy.experimental_local_results(self.strategy.run(mine))[0]
-
         replicas = self.topology.workers * self.topology.replicas
-        return {SLOT: np.stack([of(tf.constant(replica)).numpy() for replica in range(replicas)])}
+        return {SLOT: np.stack([self.of_replica(tf.constant(replica)).numpy() for replica in range(replicas)])}
 
     def restore(self, slots: Mapping[str, np.ndarray]) -> None:
         """Puts a snapshot's in place; on another number of replicas each takes the same share of their sum.
@@ -127,10 +122,11 @@ class Residual:
         saved = slots.get(SLOT, np.zeros((replicas, size), np.float32))
         if saved.shape[1:] != (size,):
             raise UserError(f"the checkpoint's {SLOT} is {saved.shape}, the run's {(replicas, size)}: of another model")
-        if len(saved) != replicas:
-            saved = np.tile(saved.sum(0, dtype=np.float64).astype(np.float32) / np.float32(replicas), (replicas, 1))
         first = topology.rank * topology.replicas
-        self.put(list(saved[first : first + topology.replicas]))
+        mine = list(saved[first : first + topology.replicas])
+        if len(saved) != replicas:
+            mine = [saved.sum(0, dtype=np.float64) / replicas] * topology.replicas
+        self.put([each.astype(np.float32) for each in mine])
 
 
 def without_residual(slots: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -146,4 +142,13 @@ def make_residual(strategy: tf.distribute.Strategy, topology: Topology, size: in
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.NONE,
     )
-    return Residual(strategy, topology, variable)
+
+    @tf.function
+    def of_replica(replica: Tensor) -> Tensor:
+        def mine() -> Tensor:
+            here = tf.distribute.get_replica_context().replica_id_in_sync_group == replica
+            return all_reduce_sum([tf.where(here, variable.read_value(), minus_zero())])[0]
+
+        return strategy.experimental_local_results(strategy.run(mine))[0]
+
+    return Residual(strategy, topology, variable, of_replica)
