@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_step import CLIPPED, LANES, MEAN, SOUND, WORDS, last_lane, window
-from tiny_runs import end_of, events, make_texts, tiny
-from training_cases import Attempt, Stepped, attempts, steps
-from training_runner import Call, answers, call
+from test_step import LANES, MEAN, SOUND, WORDS, last_lane, window
+from training_cases import Stepped, steps
+from training_runner import call
 
+from raylm.config import RunConfig
+from raylm.model.language_model import LanguageModel
+from raylm.model.loss import cross_entropy_sum
 from raylm.model.precision import matrix_product, product_type
+from raylm.model.sampling import Candidates, sampled_cross_entropy_sum
 from raylm.optim.scaling import FIRST, LOWEST, overflowed
 
 ROUNDED = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
-HALF: dict[str, Any] = {**MEAN, "model": {**MEAN["model"], "precision": "float16"}}
 TOO_LARGE = last_lane(9, 3e37)
 """A window whose loss is finite and whose gradient is not in float16, nor in float32."""
 
 
-def in_precision(precision: str, **model: Any) -> dict[str, Any]:
-    return {**CLIPPED, "model": {**CLIPPED["model"], "precision": precision, **model}}
+def in_precision(precision: str) -> dict[str, Any]:
+    return {**MEAN, "model": {**MEAN["model"], "precision": precision}}
 
 
-SCENARIOS = {
-    "float32": (in_precision("float32"), SOUND),
-    "tf32": (in_precision("tf32"), SOUND),
-    "bfloat16": (in_precision("bfloat16"), SOUND),
-    "float16": (in_precision("float16"), SOUND),
-    "sampled float32": (in_precision("float32", sampled_softmax=6), SOUND[:1]),
-    "sampled bfloat16": (in_precision("bfloat16", sampled_softmax=6), SOUND[:1]),
-    "pieces float32": (in_precision("float32", loss_chunk=4, tie_weights=True), SOUND[:1]),
-    "pieces bfloat16": (in_precision("bfloat16", loss_chunk=4, tie_weights=True), SOUND[:1]),
-    "overflows": (HALF, [window(1), *[TOO_LARGE] * 14, last_lane(9, np.nan), window(2)]),
+SCENARIOS = {precision: (in_precision(precision), SOUND[:2]) for precision in ("float32", "bfloat16", "float16")} | {
+    "overflows": (in_precision("float16"), [window(1), *[TOO_LARGE] * 14, last_lane(9, np.nan), window(2)]),
 }
 
 
 @pytest.fixture(scope="module")
 def stepped() -> dict[str, list[Stepped]]:
-    return call(steps, 2, LANES, WORDS, SCENARIOS)
+    return call(steps, 1, LANES, WORDS, SCENARIOS)
 
 
 def moved(states: list[Stepped]) -> np.ndarray:
@@ -49,13 +42,35 @@ def moved(states: list[Stepped]) -> np.ndarray:
     return np.concatenate([(states[-1].weights[name] - value).ravel() for name, value in states[0].weights.items()])
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16", "sampled bfloat16", "pieces bfloat16"])
-def test_updates_in_16_bit_are_those_in_32_but_for_rounding(stepped: dict[str, list[Stepped]], kind: str) -> None:
-    precision = kind.split()[-1]
-    found, wanted = stepped[kind], stepped[kind.replace(precision, "float32")]
+@pytest.mark.parametrize("precision", ROUNDED)
+def test_updates_in_16_bit_are_those_in_32_but_for_rounding(stepped: dict[str, list[Stepped]], precision: str) -> None:
+    found, wanted = stepped[precision], stepped["float32"]
     off = np.linalg.norm(moved(found) - moved(wanted)) / np.linalg.norm(moved(wanted))
     assert ROUNDED[precision] / 100 < off < 4 * ROUNDED[precision]
     assert found[-1].result["loss_sum"] == pytest.approx(wanted[-1].result["loss_sum"], rel=4 * ROUNDED[precision])
+
+
+@pytest.mark.parametrize("kind", ["at once", "in pieces", "sampled"])
+def test_every_loss_has_the_gradient_of_its_16_bit_products(kind: str) -> None:
+    random = np.random.default_rng(0)
+    hidden, softmax, bias = (random.normal(size=size).astype(np.float32) for size in ((20, 8), (WORDS, 8), (WORDS,)))
+    targets, weights = random.integers(0, WORDS, 20).astype(np.int32), np.ones(20, np.float32)
+    found = {}
+    for dtype in (tf.float32, tf.bfloat16):
+        variables = [tf.Variable(value) for value in (hidden, softmax, bias)]
+        with tf.GradientTape() as tape:
+            tape.watch(variables)
+            if kind == "sampled":
+                candidates = Candidates(tf.range(6), tf.zeros([6]))
+                loss = sampled_cross_entropy_sum(*variables, targets, weights, candidates, dtype=dtype)
+            else:
+                rows, matrix, biases = (tf.convert_to_tensor(each) for each in variables)
+                chunk = 4 if kind == "in pieces" else None
+                loss = cross_entropy_sum(rows, tf.cast(matrix, dtype), biases, targets, weights, chunk=chunk)
+        parts = tape.gradient(loss, variables)
+        found[dtype] = np.concatenate([tf.convert_to_tensor(part).numpy().ravel() for part in parts])
+    off = np.linalg.norm(found[tf.bfloat16] - found[tf.float32]) / np.linalg.norm(found[tf.float32])
+    assert ROUNDED["bfloat16"] / 100 < off < 4 * ROUNDED["bfloat16"]
 
 
 def test_weights_slots_and_carry_stay_float32(stepped: dict[str, list[Stepped]]) -> None:
@@ -65,8 +80,11 @@ def test_weights_slots_and_carry_stay_float32(stepped: dict[str, list[Stepped]])
     }
 
 
-def test_tf32_is_float32_on_a_processor(stepped: dict[str, list[Stepped]]) -> None:
-    assert (moved(stepped["tf32"]) == moved(stepped["float32"])).all()
+@pytest.mark.parametrize(("precision", "on"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_tensorfloat_32_is_on_where_it_is_asked_for(precision: str, on: bool) -> None:
+    config = RunConfig.model_validate(in_precision(precision)).model
+    LanguageModel(config, WORDS, seed=0)
+    assert tf.config.experimental.tensor_float_32_execution_enabled() is on
     assert product_type("tf32") == tf.float32
 
 
@@ -78,7 +96,7 @@ def test_sixteen_bit_products_are_float32_again() -> None:
     assert matrix_product(tf.cast(left, tf.float64), tf.cast(right, tf.float64)).dtype == tf.float64
 
 
-# The loss scale
+# The loss scale; in whole runs: test_exchange.py
 
 
 def test_an_overflow_halves_the_scale_to_its_lowest_and_changes_nothing_else(stepped: dict[str, list[Stepped]]) -> None:
@@ -101,33 +119,3 @@ def test_a_loss_that_is_not_finite_leaves_the_scale(stepped: dict[str, list[Step
     assert after.slots["loss_scale"] == before.slots["loss_scale"]
     assert not overflowed(np.nan, False, FIRST)
     assert not overflowed(1.0, True, FIRST)
-
-
-HALF_RUN = tiny(model={"precision": "float16"}, drill=("inf-gradient@9",))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[Attempt]]]:
-    folder = tmp_path_factory.mktemp("runs")
-    data = make_texts(folder / "data")
-    stops: dict[str, list[int | None]] = {"unbroken": [None], "stopped": [11, None]}
-    calls = [Call(attempts, HALF_RUN, data, folder / name, each) for name, each in stops.items()]
-    return folder, answers(calls)
-
-
-def test_an_overflow_in_a_run_is_no_incident(runs: tuple[Path, list[list[Attempt]]]) -> None:
-    folder, ((told,), _) = runs
-    assert (told.summary.status, told.summary.rollbacks, told.summary.steps) == ("completed", 0, 24)
-    assert events(folder / "unbroken", "incident") == []
-    found = events(folder / "unbroken", "step")
-    assert [event["overflows"] for event in found] == 9 * [0] + 15 * [1]
-    assert [event["loss_scale"] for event in found] == 10 * [FIRST] + 14 * [FIRST / 2]
-    assert [event["step"] for event in found if event["gradient_norm"] is None] == [10]
-    assert found[8]["tokens"] == found[9]["tokens"] < found[10]["tokens"]
-
-
-def test_the_loss_scale_is_restored_with_the_state(runs: tuple[Path, list[list[Attempt]]]) -> None:
-    folder, (unbroken, stopped) = runs
-    assert stopped[-1].summary.state_sha256 == unbroken[-1].summary.state_sha256
-    assert end_of(folder / "stopped").slots["loss_scale"] == FIRST / 2
-    assert [event["overflows"] for event in events(folder / "stopped", "step")][-1] == 1
