@@ -16,7 +16,7 @@ from made_datasets import make_dataset, random_rows
 
 from raylm.data.dataset import Dataset, open_dataset
 from raylm.data.manifest import FileRecord
-from raylm.data.remote import RemoteStorage, without_secrets
+from raylm.data.remote import RemoteStorage, connect, without_secrets
 from raylm.data.sentences import Sentences
 from raylm.data.shardcache import ShardCache
 from raylm.data.streams import Streams
@@ -199,6 +199,12 @@ def test_an_empty_or_truncated_store_is_refused(store: Store, uri: str, tmp_path
 def test_a_uri_that_cannot_be_used_is_refused(wrong: str, cache: ShardCache) -> None:
     with pytest.raises(UserError, match="use a path, s3:// or gs://"):
         open_dataset(wrong, cache)
+
+
+def test_the_waits_for_a_store_of_google_s_are_ours_too() -> None:
+    limits = [connect(f"gs://anonymous@bucket/x{rest}")[0] for rest in ("", "?scheme=http", "?retry_limit_seconds=9")]
+    options = [store.__reduce__()[1][0] for store in limits]
+    assert [each["retry_time_limit"].total_seconds() for each in options] == [2, 2, 9]
 
 
 def test_secrets_are_not_shown() -> None:

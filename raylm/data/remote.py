@@ -179,6 +179,8 @@ def connect(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         if uri.startswith("s3://"):
             return _connect_s3(uri)
+        if uri.startswith("gs://") and "retry_limit_seconds=" not in uri:  # by itself it tries for a quarter of an hour
+            uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds=2"
         store, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise UserError(f"{without_secrets(uri)}: {error}; use a path, s3:// or gs://") from None

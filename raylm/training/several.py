@@ -46,7 +46,7 @@ class Steps:
             return [_reader_of_row(table, row) for row in range(len(updates))], carry
         reads = []
         for update in updates:
-            result, carry = self._one(*update[:1], carry, *update[1:])
+            result, carry = self._one(update.batch, carry, update.control)
             reads.append(_reader(result))
         return reads, carry
 
