@@ -23,6 +23,7 @@ TINY = (
     *("--report.plain-seconds", "1"),
 )
 ENDLESS = ("--steps", "100000", "--schedule.kind", "constant", "--schedule.warmup-steps", "0")
+ENDLESS += ("--guard.spike-warmup", "100000")  # a text learned by heart is a shock anew at the start of an epoch
 
 
 class Cluster:
