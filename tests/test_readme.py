@@ -7,6 +7,7 @@ import ast
 import importlib
 import re
 import shlex
+import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -232,4 +233,5 @@ def test_the_picture_is_small_and_asks_nothing_of_the_network() -> None:
     picture = (ROOT / "jobs/screenshot.svg").read_text(encoding="utf-8")
     assert len(picture.encode()) < 60_000
     assert "NaN" in picture or "nan" in picture
-    assert not re.search(r"url\(\W?http|href=.http|/tmp/|/home/|/work/", picture)
+    assert not re.search(r"url\(\W?http|href=.http", picture)
+    assert not any(str(place) in picture for place in (ROOT, tempfile.gettempdir()))

@@ -20,6 +20,7 @@ from raylm.cli.options import parse_run_config
 from raylm.cli.tables import print_json
 from raylm.cli.train import prepare
 from raylm.cli.trained import quiet_tensorflow, sayer
+from raylm.cli.words import positive
 from raylm.config import RunConfig
 from raylm.data.caching import write_file
 from raylm.data.dataset import Dataset, open_dataset
@@ -71,20 +72,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--from-checkpoint", metavar="PATH", help="a run or a checkpoint; default: fresh weights")
-    parser.add_argument("--lowest", type=_positive, metavar="RATE", help="default: by optimizer and loss scale")
-    parser.add_argument("--highest", type=_positive, metavar="RATE", help="default: 100,000 times the lowest")
+    parser.add_argument("--lowest", type=positive, metavar="RATE", help="default: by optimizer and loss scale")
+    parser.add_argument("--highest", type=positive, metavar="RATE", help="default: 100,000 times the lowest")
     parser.add_argument("--updates", type=_several, default=100, metavar="N", help="default %(default)s")
-    parser.add_argument("--seconds", type=_positive, default=120.0, metavar="S", help="at most; default %(default)g")
+    parser.add_argument("--seconds", type=positive, default=120.0, metavar="S", help="at most; default %(default)g")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it as an HTML page too")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
 
 
 def _several(text: str) -> int:

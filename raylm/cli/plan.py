@@ -6,7 +6,6 @@ Exit codes: 0 it fits · 2 it does not, or a mistake that the user can mend.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from raylm.cli.options import parse_run_config
 from raylm.cli.tables import Facts, print_facts, print_json
 from raylm.cli.train import prepare
 from raylm.cli.trial import measured_pace
+from raylm.cli.words import positive
 from raylm.cluster.facts import machine_gpus
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
@@ -69,18 +69,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--gpu", metavar="TYPE", help=f"{', '.join(GPUS)} (default: the one in this machine, or none)")
-    parser.add_argument("--gpu-memory", type=_positive, metavar="GIB", help="of each GPU (default: by its type)")
-    parser.add_argument("--price", type=_positive, metavar="PRICE", help="of a GPU for an hour, in any currency")
+    parser.add_argument("--gpu-memory", type=positive, metavar="GIB", help="of each GPU (default: by its type)")
+    parser.add_argument("--price", type=positive, metavar="PRICE", help="of a GPU for an hour, in any currency")
     parser.add_argument("--measure", action="store_true", help="train for half a minute, to know the pace; needs Ray")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the lines")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _device(name: str | None, gib: float | None) -> tuple[Device | None, int]:

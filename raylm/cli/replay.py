@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raylm.cli.tables import print_json, print_table
+from raylm.cli.words import positive
 from raylm.observe.events import finite_json
 
 SUMMARY = "Compute an incident's step again in one process, bit for bit, and show its first non-finite tensor."
@@ -51,18 +52,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("incident", metavar="INCIDENT", help="a folder in a run's incidents")
     parser.add_argument("--on", choices=("cpu", "default"), default="default", help="the device to compute on")
-    parser.add_argument("--clip", type=_positive, metavar="NORM", help="clip the gradient here since the snapshot")
-    parser.add_argument("--learning-rate", type=_positive, metavar="RATE", help="its highest since the snapshot")
+    parser.add_argument("--clip", type=positive, metavar="NORM", help="clip the gradient here since the snapshot")
+    parser.add_argument("--learning-rate", type=positive, metavar="RATE", help="its highest since the snapshot")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--diagnose", action="store_true", help="make all probes, without a limit of time")
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
 
 
 def _row(tensor: Mapping[str, Any]) -> Sequence[str]:

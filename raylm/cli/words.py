@@ -5,6 +5,8 @@ Words are taken as they stand, commas and brackets too.
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,3 +94,14 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
         known = tree.get(key)
         tree[key] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return tree
+
+
+def positive(text: str) -> float:
+    """An option's value that is a number above 0, and finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

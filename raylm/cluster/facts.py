@@ -129,7 +129,7 @@ def storage_problem(place: str) -> str:
         if "://" not in place:
             with tempfile.TemporaryFile(dir=existing(place)):
                 return ""
-        from raylm.data.upload import Destination
+        from raylm.data.upload import Destination  # here: this node may have another raylm, or none
 
         name = f"doctor-{secrets.token_hex(4)}"
         store = Destination(place, waits=(0.5,))
@@ -143,7 +143,7 @@ def storage_problem(place: str) -> str:
 def dataset_problem(places: list[str]) -> str:
     """Why one of the datasets cannot be opened; empty where all can."""
     try:
-        from raylm.data.dataset import open_dataset
+        from raylm.data.dataset import open_dataset  # here: this node may have another raylm, or none
 
         for place in places:
             open_dataset(place)
