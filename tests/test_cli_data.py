@@ -26,10 +26,11 @@ from raylm.cli.progress import ByteProgress
 from raylm.cli.tables import print_facts, print_table, shown_word
 from raylm.config import DataConfig, RunConfig
 from raylm.data.dataset import open_dataset
+from raylm.data.description import describe
 from raylm.data.options import PrepareOptions
+from raylm.data.provenance import sample_rows, where
 from raylm.data.sentences import Sentences
 from raylm.data.streams import Streams
-from raylm.data.verify import describe, sample_rows, where
 from raylm.errors import UserError
 from raylm.observe.events import EventLog
 from raylm.observe.positions import position_of

@@ -17,8 +17,8 @@ from made_datasets import make_dataset
 from raylm.data.cursor import Cursor
 from raylm.data.dataset import Dataset
 from raylm.data.mixture import MOST_DATASETS, MixedStreams, share_lanes
+from raylm.data.provenance import where
 from raylm.data.segments import Order
-from raylm.data.verify import where
 from raylm.errors import UserError
 
 SIZES = (190, 90, 40)

@@ -16,7 +16,7 @@ from raylm.config import RunConfig
 from raylm.data.corpora import find_corpus
 from raylm.data.dataset import open_dataset
 from raylm.data.prepare import prepare_corpus
-from raylm.data.verify import locate
+from raylm.data.provenance import locate
 from raylm.model.language_model import LanguageModel
 from raylm.recipes import RECIPES
 from raylm.training.replay import replay

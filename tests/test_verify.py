@@ -16,11 +16,13 @@ import pytest
 from made_datasets import counting_dataset, make_dataset, random_rows, words
 
 from raylm.data.dataset import Dataset, open_dataset
+from raylm.data.description import describe
 from raylm.data.manifest import FileRecord, dump_manifest
+from raylm.data.provenance import sample_rows, where
 from raylm.data.sentences import Sentences
 from raylm.data.shard import INDEX_SCHEMA
 from raylm.data.streams import Streams
-from raylm.data.verify import describe, sample_rows, verify_dataset, where
+from raylm.data.verify import verify_dataset
 from raylm.data.writer import DatasetWriter
 from raylm.errors import UserError
 

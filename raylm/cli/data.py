@@ -20,7 +20,9 @@ from raylm.cli.progress import ByteProgress
 from raylm.cli.tables import print_facts, print_json, print_table, shown_word
 from raylm.config import RunConfig, Section
 from raylm.data.dataset import Dataset, open_dataset
-from raylm.data.verify import Description, describe, sample_rows, verify_dataset, where
+from raylm.data.description import Description, describe
+from raylm.data.provenance import sample_rows, where
+from raylm.data.verify import verify_dataset
 from raylm.errors import UserError
 from raylm.observe.events import read_events
 from raylm.observe.positions import position_of

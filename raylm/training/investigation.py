@@ -13,7 +13,7 @@ import tensorflow as tf
 from raylm.checkpoint.snapshot import Snapshot
 from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
-from raylm.data.verify import locate, readings
+from raylm.data.provenance import locate, readings
 from raylm.errors import UserError
 from raylm.guard.diagnosis import TRANSIENT, Findings
 from raylm.guard.drills import Drill, parse_drills, sticky_at
