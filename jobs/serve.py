@@ -74,7 +74,7 @@ class Service:
         self._trained = load(path, False, "serve")
         self._model = make_model(self._trained)
         self._likelihood, self._generator = Likelihood(self._model), Generator(self._model)
-        self._step = tf.function(self._model.next_logits)
+        self._step = tf.function(self._model.next_logits, autograph=False)
         self._alone = self._trained.config.data.mode == "sentences"
         self._before = [] if self._alone else [self._trained.vocabulary.end_of_sentence]
         self._sessions: OrderedDict[str, Any] = OrderedDict()

@@ -229,8 +229,8 @@ def _backward(
     return d_projected, d_hidden, d_cell, d_hiddens[0] if d_hiddens else None
 
 
-_forward_jit = tf.function(_forward, jit_compile=True)
-_backward_jit = tf.function(_backward, jit_compile=True)
+_forward_jit = tf.function(_forward, jit_compile=True, autograph=False)
+_backward_jit = tf.function(_backward, jit_compile=True, autograph=False)
 
 
 def _peephole_gradient(d_projected: Tensor, cells_before: Tensor, cells: Tensor) -> Tensor:

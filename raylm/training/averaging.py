@@ -25,7 +25,7 @@ def compile_averaging(replicas: Replicas) -> Callable[[], Any]:
         assert isinstance(optimizer, Averaged)
         optimizer.average()
 
-    return tf.function(lambda: replicas.strategy.run(average))  # type: ignore[no-any-return]
+    return tf.function(lambda: replicas.strategy.run(average), autograph=False)  # type: ignore[no-any-return]
 
 
 def of_first_rank(replicas: Replicas, value: float) -> float:
@@ -35,7 +35,7 @@ def of_first_rank(replicas: Replicas, value: float) -> float:
         mine = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
         return all_reduce_sum([tf.where(mine, value, tf.zeros_like(value))])[0]
 
-    @tf.function
+    @tf.function(autograph=False)
     def total(value: Any) -> Any:
         results = replicas.strategy.run(first, args=(value,))
         return replicas.strategy.experimental_local_results(results)[0]

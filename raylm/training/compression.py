@@ -143,7 +143,7 @@ def make_residual(strategy: tf.distribute.Strategy, topology: Topology, size: in
         aggregation=tf.VariableAggregation.NONE,
     )
 
-    @tf.function
+    @tf.function(autograph=False)
     def of_replica(replica: Tensor) -> Tensor:
         def mine() -> Tensor:
             here = tf.distribute.get_replica_context().replica_id_in_sync_group == replica

@@ -51,11 +51,11 @@ class Evaluator:
         ids, weights = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None, None], tf.float32)
         carry = tf.nest.map_structure(lambda part: tf.TensorSpec([None, part.shape[1]]), model.zero_carry(1))
 
-        @tf.function(input_signature=[ids, ids, weights, carry])
+        @tf.function(input_signature=[ids, ids, weights, carry], autograph=False)
         def window_loss(inputs: Tensor, targets: Tensor, weights: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
             return model.loss_sum(tf.transpose(inputs), tf.transpose(targets), tf.transpose(weights), carry, None)
 
-        @tf.function
+        @tf.function(autograph=False)
         def next_logits(token: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
             return model.next_logits(token, carry)
 

@@ -52,7 +52,7 @@ def make_all_reduce(replicas: Replicas, config: RunConfig) -> Callable[[], Any]:
         with tf.control_dependencies(tf.nest.flatten(summed)):
             return tf.zeros([])
 
-    @tf.function
+    @tf.function(autograph=False)
     def all_reduce() -> Any:
         return replicas.strategy.experimental_local_results(replicas.strategy.run(mine))[0]
 

@@ -32,7 +32,7 @@ class Generator:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
-        self._step = tf.function(model.next_logits)
+        self._step = tf.function(model.next_logits, autograph=False)
 
     def ids(
         self, context: Sequence[int], sampling: Sampling, random: np.random.Generator, last: int | None = None

@@ -59,7 +59,8 @@ class Likelihood:
         self._model, self._cache, self._dynamic = model, cache, dynamic
         ids = tf.TensorSpec([None, None], tf.int32)
         carry = tf.nest.map_structure(lambda part: tf.TensorSpec([None, part.shape[1]]), model.zero_carry(1))
-        self._read: Any = tf.function(self._read_and_learn if dynamic else self._plainly, [ids, ids, carry])
+        read = self._read_and_learn if dynamic else self._plainly
+        self._read: Any = tf.function(read, [ids, ids, carry], autograph=False)
 
     def log_probabilities(self, ids: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Log probabilities in nats, float32, of every id but the first, some at a time; memory holds one window.

@@ -55,7 +55,7 @@ class Probe:
         self.slots = {**self.optimizer.slots, **(self.loss_scale.slots if self.loss_scale else {})}
         self.lanes_each = len(incident.last.inputs) // incident.shares
         self.drilled = any(_comes_again(step.drill) for step in incident.steps)
-        self._share = tf.function(self._share_eagerly)
+        self._share = tf.function(self._share_eagerly, autograph=False)
         exact = config.cluster.exact_elastic
         self._sum: Callable[..., Gradient] = tree_sum if exact else _sum
         self._norm: Callable[..., Tensor] = fixed_global_norm if exact else global_norm
@@ -78,7 +78,8 @@ class Probe:
                 self._norm,
                 self.loss_scale,
                 of_layers=[*map(of_layer, self.model.weights)],
-            )
+            ),
+            autograph=False,
         )
 
     def to_fresh_weights(self) -> None:

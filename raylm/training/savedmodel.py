@@ -60,8 +60,9 @@ class _Exported(tf.Module):
         self.model = model
         self.vocabulary = tf.saved_model.Asset(asset)
         parts = [tf.TensorSpec([None, width], tf.float32, name) for name, width in widths.items()]
-        self.score = tf.function(self._score, input_signature=[tf.TensorSpec([None, None], tf.int32, "tokens")])
-        self.next = tf.function(self._next, input_signature=[tf.TensorSpec([None], tf.int32, "token"), *parts])
+        tokens, token = tf.TensorSpec([None, None], tf.int32, "tokens"), tf.TensorSpec([None], tf.int32, "token")
+        self.score = tf.function(self._score, input_signature=[tokens], autograph=False)
+        self.next = tf.function(self._next, input_signature=[token, *parts], autograph=False)
 
     def _score(self, tokens: Tensor) -> dict[str, Tensor]:
         known = self._checked(tokens)

@@ -63,7 +63,7 @@ def _compile(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any, Con
     """As `compile_step`, of parts with one more axis in front; gives the results as the rows of a table."""
     strategy, of_replica = replicas.strategy, step_of_replica(replicas, config)
 
-    @tf.function
+    @tf.function(autograph=False)
     def steps(batches: Batch, carry: Any, controls: Control) -> tuple[Tensor, Any]:
         count = batches.inputs.shape[0]
 

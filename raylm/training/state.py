@@ -79,7 +79,7 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
             residual = make_residual(strategy, topology, size)
     share = topology.lanes_per_replica
 
-    @tf.function
+    @tf.function(autograph=False)
     def place(worker_carry: list[Any]) -> Any:
         def mine() -> Any:
             context = tf.distribute.get_replica_context()
@@ -89,7 +89,7 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
 
         return strategy.run(mine)
 
-    @tf.function
+    @tf.function(autograph=False)
     def gather(carry: Any) -> list[Any]:
         def everyones(parts: Any) -> list[Any]:
             # Each replica's lanes summed with -0, which changes no bit: `all_gather` fails where a worker has one
@@ -123,7 +123,7 @@ def check_same_start(replicas: Replicas, step: int | None) -> None:
         # Of each replica its own: a tensor that all of a worker's share would be added up once for the worker.
         return all_reduce_sum([tf.identity(halves)])[0]
 
-    @tf.function
+    @tf.function(autograph=False)
     def total() -> Any:
         return strategy.experimental_local_results(strategy.run(of_all))[0]
 
@@ -250,7 +250,7 @@ def make_health_check(replicas: Replicas) -> Callable[[Any], str]:
     residual = [replicas.residual.variable] if replicas.residual else []
     names += ["residual"] * len(residual)
 
-    @tf.function
+    @tf.function(autograph=False)
     def count(carry: Any) -> Any:
         def mine(carry: Any) -> Any:
             tensors = [*model.weights.values(), *slots.values(), *tf.nest.flatten(carry), *residual]

@@ -261,7 +261,7 @@ def compile_step(replicas: Replicas, config: RunConfig) -> Callable[[Batch, Any,
     """
     strategy, of_replica = replicas.strategy, step_of_replica(replicas, config)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch: Batch, carry: Any, control: Control) -> tuple[StepResult, Any]:
         results, next_carry = strategy.run(of_replica, args=(batch, carry, control))
         return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results), next_carry
