@@ -1,18 +1,20 @@
 """TensorBoard reads the run's figures, without the steps that were taken back."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
 
 from raylm.observe.tensorboard import TensorBoardLog
 
 
 def _events(run: Path) -> list[Any]:
     """The events of all files, read by the format: length, its checksum, data, its checksum."""
+    from tensorboardX.proto import event_pb2  # after raylm, which keeps it from importing PyTorch
+
     events = []
     for path in sorted((run / "tensorboard").iterdir()):
         data = path.read_bytes()
@@ -91,7 +93,7 @@ def test_a_full_disk_ends_the_log_with_one_line_and_never_the_run(
     def full(self: object, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.write", full)
     for step in range(20):
         log.record(_step(step, loss=1.0))
     log.close()
@@ -104,3 +106,16 @@ def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
     TensorBoardLog(tmp_path, say=said.append).record(_step(1, loss=1.0))
     assert len(said) == 1
     assert "no more TensorBoard files" in said[0]
+
+
+def test_pytorch_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported')")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from raylm.observe.tensorboard import TensorBoardLog\n"
+        "TensorBoardLog(Path(sys.argv[1])).close()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / "tensorboard").iterdir())

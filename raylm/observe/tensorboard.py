@@ -7,7 +7,8 @@ bounded queue, and where the disk is full the thread dies and the training then 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ _STEP_FIGURES = (
     "loss_scale",
 )
 _FLUSH_SECONDS = 5.0
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports PyTorch where it is installed: seconds and hundreds of megabytes, for nothing used here."""
+    found = sys.modules.get("torch")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        yield
+    finally:
+        if found is None:
+            del sys.modules["torch"]
+        else:
+            sys.modules["torch"] = found
 
 
 def _to_stderr(line: str) -> None:
@@ -49,9 +64,10 @@ class TensorBoardLog:
     """Writes `RUN/tensorboard`; steps that a rollback or a resume takes back are purged from the curves."""
 
     def __init__(self, run_folder: Path, say: Callable[[str], None] = _to_stderr) -> None:
-        from tensorboardX import summary  # imported here: only the process that writes needs it
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        with _without_torch():  # imported here: only the process that writes needs it
+            from tensorboardX import summary
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
 
         self._summary = summary
         self._proto = event_pb2
