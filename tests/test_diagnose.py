@@ -158,8 +158,7 @@ def planted(name: str, seed: int, steps: int) -> Evidence:
         case "warm-up in tokens":
             return replace(sound, rate=[(step, step / 1e6) for step, _ in sound.rate])
         case "dropout in evaluation":
-            valid = [(step, (sound.train_at(step) or 0) + 0.05) for step, _ in sound.valid]
-            return replace(sound, dropout=0.5, valid=valid)
+            return signalled(sound, "lanes_apart", 0.05)
         case "adam at 0.3, it learns":
             return replace(sound, optimizer="adam", peak_rate=0.3)
         case _:
@@ -194,7 +193,7 @@ EXPECTED = {
     "embedding rows die": ("suspect", "embedding rows"),
     "updates too long": ("suspect", "updates too long"),
     "warm-up in tokens": ("wrong", "never warm"),
-    "dropout in evaluation": ("suspect", "dropout in evaluation"),
+    "dropout in evaluation": ("wrong", "dropout in evaluation"),
 }
 
 

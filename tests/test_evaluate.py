@@ -15,7 +15,9 @@ from raylm.config import DataConfig, ModelConfig
 from raylm.data.dataset import Dataset
 from raylm.data.tokenize import BYTE_VOCABULARY
 from raylm.data.vocabulary import Vocabulary
-from raylm.model.language_model import LanguageModel
+from raylm.model.dropout import Masks, mask_key
+from raylm.model.language_model import Carry, LanguageModel
+from raylm.model.types import Tensor, Touch, untouched
 from raylm.training.datasets import EVALUATION_WINDOW
 from raylm.training.evaluate import Evaluator, Score, perplexity
 
@@ -65,6 +67,29 @@ def test_the_score_is_that_of_the_equations_in_double_precision_to_1e_6_nats(
 def test_the_texts_above_are_shorter_than_a_window_and_longer_than_two(tmp_path: Path) -> None:
     assert text(tmp_path / "a", 3).tokens < EVALUATION_WINDOW
     assert text(tmp_path / "b", 120).tokens > 2 * EVALUATION_WINDOW
+
+
+class _DroppingAlways(LanguageModel):
+    """Drops units where no gradient is taken too, always the same ones."""
+
+    def loss_sum(
+        self,
+        inputs_TB: Tensor,
+        targets_TB: Tensor,
+        weights_TB: Tensor,
+        carry: Carry,
+        masks: Masks | None,
+        touch: Touch = untouched,
+        position: Tensor | None = None,
+    ) -> tuple[Tensor, Carry]:
+        drawn = masks or Masks(mask_key(0, 0, 0))
+        return super().loss_sum(inputs_TB, targets_TB, weights_TB, carry, drawn, touch, position)
+
+
+def test_dropout_that_is_left_on_shows_in_two_lanes_of_the_same_words(tmp_path: Path, evaluator: Evaluator) -> None:
+    dataset, config = text(tmp_path / "text", 40), evaluator.model.config
+    assert evaluator.score(dataset).lanes_apart < 1e-5
+    assert Evaluator(_DroppingAlways(config, WORDS, seed=0)).score(dataset).lanes_apart > 0.003
 
 
 def test_sentences_are_scored_each_alone_from_a_carry_of_zero_in_whatever_batches(

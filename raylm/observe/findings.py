@@ -96,11 +96,6 @@ class Evidence:
     lanes: float | None = None
     sentences: bool = False
 
-    def train_at(self, step: int) -> float | None:
-        """The mean train loss over the tenth of the steps before one."""
-        near = [loss for at, loss in self.loss if 0.9 * step <= at <= step]
-        return statistics.mean(near) if near else None
-
     @property
     def learnt_nothing(self) -> bool:
         """Whether the loss ends about where guessing is: 2 % below to 3 % above it."""

@@ -137,6 +137,7 @@ def _told(name: str, events: Iterable[Event], summary: Summary | None, record: M
             tokens = number(event.get("tokens"))
         elif kind == "eval":
             _add(evaluations.setdefault(str(event.get("split")), []), step, event.get("nats"))
+            _add(curves.setdefault("signals/lanes_apart", []), step, event.get("lanes_apart"))
         elif kind == "sample":
             samples = [sample for sample in samples if sample[0] < step]
             samples.append((step, progress.sample_line(event)))

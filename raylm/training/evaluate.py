@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from raylm.config import DataConfig
 from raylm.data.dataset import Dataset
+from raylm.data.streams import Window
 from raylm.data.tokenize import SYMBOLS, symbols
 from raylm.data.vocabulary import Vocabulary
 from raylm.model.language_model import Carry, LanguageModel
@@ -27,10 +28,15 @@ from raylm.training.generate import shown
 
 @dataclass(frozen=True)
 class Score:
-    """Mean negative log-likelihood in nats a token over `tokens` targets."""
+    """Mean negative log-likelihood in nats a token over `tokens` targets.
+
+    lanes_apart: how far, in nats a token, two readings of the same words lie apart: rounding, and no more, where the
+    evaluation draws nothing at random.
+    """
 
     nats: float
     tokens: int
+    lanes_apart: float = 0.0
 
     @property
     def perplexity(self) -> float:
@@ -66,16 +72,26 @@ class Evaluator:
         """The perplexity of the model on a whole dataset."""
         source = open_evaluation(self.data, dataset)
         cursor, carry = source.start(), self.model.zero_carry(1)
-        total, tokens = 0.0, 0
+        total, tokens, apart = 0.0, 0, None
         while cursor.epoch == 0:
             window, cursor = source.read(cursor)
+            apart = self._lanes_apart(window) if apart is None else apart
             if window.reset:
                 carry = self.model.zero_carry(len(window.inputs))
             arrays = (window.inputs, window.targets, window.weights)
             loss, carry = self._window_loss(*map(tf.constant, arrays), carry)
             total += float(loss)
             tokens += window.targets_total
-        return Score(total / tokens, tokens)
+        return Score(total / tokens, tokens, apart or 0.0)
+
+    def _lanes_apart(self, window: Window) -> float:
+        """Two lanes read a window's first row from a carry of zero; each is counted alone, in a call of its own."""
+        parts = (window.inputs, window.targets, window.weights)
+        inputs, targets, weights = (np.repeat(part[:1], 2, axis=0) for part in parts)
+        alone = [weights * np.array([[lane == 0], [lane == 1]], np.float32) for lane in range(2)]
+        carry = self.model.zero_carry(2)
+        one, other = (float(self._window_loss(*map(tf.constant, (inputs, targets, w)), carry)[0]) for w in alone)
+        return abs(one - other) / max(float(weights[0].sum()), 1.0)
 
     def sample(
         self, vocabulary: Vocabulary, prompt: str, words: int, seed: int, step: int, tokenizer: str = "whitespace"
