@@ -212,6 +212,16 @@ def test_the_all_reduce_s_share_and_the_loss_scale_are_shown_where_there_are_any
     assert "12,345 tokens/s, at most 12% of it the sum over the replicas" in told
 
 
+def test_the_machine_s_limit_and_where_the_time_goes_are_shown() -> None:
+    view = LiveView(_console(120))
+    view.show({**_START, "tokens_per_second_limit": 20_000.4})
+    view.show(_step(1, data_wait=0.1, all_reduce_share=0.3, pauses=0.5))
+    screen = " ".join(" ".join(_last_screen(view, 120)).split())
+    view.close()
+    assert "tokens/s 12,345 of at most 20,000 " in screen
+    assert "time compute 30%, data 5%, all-reduce 15%, pauses 50%" in screen
+
+
 @pytest.mark.parametrize("width", [20, 40, 80, 120])
 def test_the_screen_fits_the_width_and_says_it_all(width: int) -> None:
     view = LiveView(_console(width))

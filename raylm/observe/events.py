@@ -5,13 +5,17 @@ and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may
 
     start       steps_total recipe parameters workers replicas dataset vocabulary clip_norm? uniform_nats?
                 unigram_nats? bigram_nats? (floors: guessing; the train text's words; its pairs, on the valid text)
+                tokens_per_second_limit? (all operations at the rate of a large matrix product: `raylm.training.limit`)
     step        loss (nats a token) perplexity learning_rate gradient_norm tokens_per_second epoch steps_total
                 tokens (counted from the start of the run) clipped? (share of the gradients since the last step event
                 that were) signals? (name: figure, see raylm.training.signals) data_wait? (share of the time since the
-                last step event in which the loop waited for data) all_reduce_share? (of that time, the sum over
-                replicas as it takes alone, an upper bound: `raylm.training.exchange`) loss_scale? overflows?
+                last step event in which the loop waited for data) pauses? (share of the time, theirs counted, of
+                checkpoints, evaluations and samples since the last step event) all_reduce_share? (of the time that
+                is left, the sum over replicas as it takes alone, an upper bound: `raylm.training.exchange`) loss_scale?
+                overflows?
                 (float16's, and the updates that were left out for it; the norm is missing where this one was)
-    eval        split (train, valid or test) nats perplexity tokens? seconds?
+    eval        split (train, valid or test) nats perplexity tokens? seconds? lanes_apart? (nats a token between two
+                readings of the same words)
     sample      prompt text
     checkpoint  path? seconds? bytes? state_sha256? problem? (why it was not saved, in one line)
     incident    reason, and what the guard found

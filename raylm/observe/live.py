@@ -15,7 +15,7 @@ from rich.text import Text
 from raylm.observe import figures
 from raylm.observe.chart import LEVEL, Level, chart
 from raylm.observe.events import Event
-from raylm.observe.progress import Progress, advance, exchange_figures, floor_words, resume_line
+from raylm.observe.progress import Progress, advance, exchange_figures, floor_words, resume_line, time_shares
 
 _NOTES = 3
 
@@ -89,6 +89,8 @@ def screen(progress: Progress, height: int = 24) -> RenderableType:
     if progress.steps_total:
         lines.append(_bar(progress))
     lines.append(Columns([_figure(name, value) for name, value in _figures(progress)], padding=(0, 3)))
+    if shares := time_shares(progress):
+        lines.append(_line(Text.assemble(("time ", "dim"), (shares, "bold"))))
     below: list[RenderableType] = [_line(Text(evaluation, style="green")) for evaluation in progress.evaluations]
     for step, sample in progress.samples:
         below.append(_line(Text.assemble((f"step {step} ", "dim"), (sample, "italic"))))
@@ -145,12 +147,13 @@ def _figures(progress: Progress) -> list[tuple[str, str]]:
         ("loss", f"{figures.nats(progress.loss)} nats"),
         ("perplexity", figures.perplexity(progress.perplexity)),
         ("tokens/s", figures.count(progress.tokens_per_second)),
+        *(() if progress.limit is None else (("of at most", figures.count(progress.limit)),)),
         ("lr", figures.compact(progress.learning_rate)),
         ("gradient norm", figures.compact(progress.gradient_norm)),
     ]
     if progress.clipped is not None:
         pairs.append(("clipped", f"{progress.clipped:.0%}"))
-    pairs += exchange_figures(progress)
+    pairs += [pair for pair in exchange_figures(progress) if pair[0] != "all-reduce" or not time_shares(progress)]
     if progress.checkpoint is not None:
         pairs.append(("checkpoint", f"step {progress.checkpoint}"))
     return pairs if progress.steps_total else [("step", str(progress.step)), *pairs]

@@ -27,6 +27,12 @@ class Progress:
     gradient_norm: float | None = None
     tokens_per_second: float | None = None
     tokens: float | None = None
+    limit: float | None = None
+    """Tokens a second that the machine could do at best."""
+    data_wait: float | None = None
+    """Of a step's time, the wait for data."""
+    pauses: float | None = None
+    """Of all time, what goes to checkpoints, evaluations and samples."""
     all_reduce_share: float | None = None
     """Of a step's time, the sum over the replicas."""
     loss_scale: float | None = None
@@ -86,6 +92,7 @@ def advance(progress: Progress, event: Event) -> Progress:
                 title=start_line(event),
                 floors=floors(event),
                 clip_norm=number(event.get("clip_norm")),
+                limit=number(event.get("tokens_per_second_limit")),
                 losses=_until(progress.losses, progress.step),
                 ended="",
                 timed=(),
@@ -147,11 +154,26 @@ def _after_step(progress: Progress, event: Event) -> Progress:
         gradient_norm=norm,
         tokens_per_second=number(event.get("tokens_per_second")),
         tokens=number(event.get("tokens")),
+        data_wait=number(event.get("data_wait")),
+        pauses=number(event.get("pauses")),
         all_reduce_share=number(event.get("all_reduce_share")),
         loss_scale=number(event.get("loss_scale")),
         overflows=_whole(event.get("overflows"), 0),
         timed=(*progress.timed, (event.get("time") or 0.0, progress.step))[-_TIMED_STEPS:],
     )
+
+
+def time_shares(progress: Progress) -> str | None:
+    """`compute 91%, data 1%, all-reduce 6%, pauses 2%`: where the time goes; None before that is known."""
+    if progress.data_wait is None:
+        return None
+    training = 1 - (progress.pauses or 0.0)
+    shares = {"data": training * progress.data_wait}
+    if progress.all_reduce_share is not None:
+        shares["all-reduce"] = training * progress.all_reduce_share
+    shares["pauses"] = 1 - training
+    compute = max(0.0, 1 - sum(shares.values()))
+    return ", ".join(f"{name} {share:.0%}" for name, share in {"compute": compute, **shares}.items())
 
 
 def exchange_figures(progress: Progress) -> list[tuple[str, str]]:

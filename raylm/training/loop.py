@@ -36,6 +36,7 @@ from raylm.training.distribute import make_strategy
 from raylm.training.evaluate import Evaluator
 from raylm.training.inject import strike_of, strike_process, strike_state, struck_batch
 from raylm.training.investigation import Investigation
+from raylm.training.limit import tokens_per_second_limit
 from raylm.training.loading import starting_weights
 from raylm.training.record import Recorder, tokens_of
 from raylm.training.recovery import Diverged, Recovery
@@ -160,13 +161,16 @@ class _Run:
             self.record.resume(self.saver.newest, manifest.config, snapshot, cursor, tokens_of(self.source, windows))
             saved = snapshot.extra.get("guard")
         self.state = self.recovery.begin(self.state, saved)
-        facts = {
+        facts: dict[str, Any] = {
             "dataset": self.datasets.name,
             "steps_total": self.total_steps,
             "parameters": self.replicas.model.parameters,
             "workers": self.topology.workers,
             "replicas": self.topology.replicas,
         }
+        if self.topology.rank == 0:
+            words = len(self.datasets.train.vocabulary)
+            facts["tokens_per_second_limit"] = tokens_per_second_limit(self.config, words, self.topology)
         self.record.begin(self.datasets.train, self.datasets.valid, facts, self.state.step, self.state.cursor)
         if newest is None:
             self._save()

@@ -70,7 +70,7 @@ class Recorder:
         self.interval_tokens = self.interval_steps = 0
         self.interval_norms: list[float] = []
         self.signals: Mapping[str, float] = {}
-        self.waited = self.interval_waited = 0.0
+        self.waited = self.interval_waited = self.interval_apart = 0.0
         self.compiled = False
         self.loss_scale = 1.0
         self.overflows = 0
@@ -144,6 +144,7 @@ class Recorder:
         seconds = self.clock() - self.interval_began
         rate = self.interval_tokens / max(seconds, 1e-9) if self.compiled else None
         wait = (self.waited - self.interval_waited) / max(seconds, 1e-9) if self.compiled else None
+        pauses = self.interval_apart / max(seconds + self.interval_apart, 1e-9) if self.compiled else None
         self.compiled = True  # the first step's time is the compiler's
         self.rates.append(rate)
         more: dict[str, Any] = {}
@@ -162,6 +163,7 @@ class Recorder:
             gradient_norm=None if outcome.overflowed else outcome.norm,
             tokens_per_second=rate,
             data_wait=wait,
+            pauses=pauses,
             epoch=outcome.epoch,
             steps_total=total_steps,
             tokens=self.tokens,
@@ -178,7 +180,7 @@ class Recorder:
 
     def _new_interval(self) -> None:
         self.interval_tokens, self.interval_steps = 0, 0
-        self.interval_began, self.interval_waited = self.clock(), self.waited
+        self.interval_began, self.interval_waited, self.interval_apart = self.clock(), self.waited, 0.0
         self.interval_norms.clear()
 
     @contextmanager
@@ -186,7 +188,9 @@ class Recorder:
         """Time spent inside is not counted as training."""
         began = self.clock()
         yield
-        self.interval_began += self.clock() - began
+        seconds = self.clock() - began
+        self.interval_began += seconds
+        self.interval_apart += seconds
 
     def incident(self, outcome: Outcome, reason: str) -> None:
         self.emit(
@@ -235,6 +239,7 @@ class Recorder:
             perplexity=score.perplexity,
             tokens=score.tokens,
             seconds=seconds,
+            lanes_apart=score.lanes_apart,
         )
 
     def sample(self, step: int, position: int, text: str) -> None:
