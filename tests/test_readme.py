@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib
+import io
 import re
 import shlex
 import tempfile
@@ -179,6 +181,29 @@ def test_every_command_is_one_that_its_parser_takes_or_a_test_runs() -> None:
     faults = {line: why for line in found if (why := fault(shlex.split(line)))}
     assert faults == {}
     assert [begin for begin in RUN_ELSEWHERE if not any(line.startswith(begin) for line in found)] == []
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What `raylm NAME --help` prints, on a wide terminal."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "1000")
+        for name in NAMES:
+            with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+                importlib.import_module(f"raylm.cli.{name.replace('-', '_')}").main(["--help"])
+            found[name] = said.getvalue()
+    return found
+
+
+@pytest.mark.usefixtures("helps", "_stops_once_parsed")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_every_command_has_examples_that_their_parsers_take(name: str, helps: dict[str, str]) -> None:
+    _, told, examples = helps[name].partition("example")
+    assert told
+    lines = re.findall(r"raylm [a-z-]+[^·|(>\n]*", examples.split("\noptions:")[0])
+    assert any(line.startswith((f"raylm {name}", "raylm train")) for line in lines)
+    assert {line: why for line in lines if (why := fault(shlex.split(line)))} == {}
 
 
 @pytest.mark.usefixtures("_stops_once_parsed")

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str], program: str = "raylm completion") -> int:
     parser = argparse.ArgumentParser(
         program,
         description=SUMMARY,
-        epilog="\n".join(["to install it:", *(f"  {line}" for line in _INSTALL.values())]),
+        epilog="\n".join(["examples, which install it:", *(f"  {line}" for line in _INSTALL.values())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

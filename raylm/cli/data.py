@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], program: str = "raylm data") -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"usage: {program} WHAT DATASET [OPTIONS]", "", SUMMARY, ""]
         lines += [f"  {name:<7} {about.splitlines()[0]}" for name, (_, about) in ACTIONS.items()]
-        print("\n".join([*lines, "", f"{program} WHAT --help says more."]))
+        print("\n".join([*lines, "", f"{program} WHAT --help says more.", f"example: {program} show data/train"]))
         return 0
     name, *rest = arguments
     if name not in ACTIONS:

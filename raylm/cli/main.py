@@ -104,5 +104,7 @@ def overview() -> str:
     lines = ["raylm trains LSTM language models on Ray. Usage: raylm COMMAND [OPTIONS]"]
     for group, commands in COMMANDS.items():
         lines += ["", f"{group}:", *(f"  {name:<11} {what}" for name, what in commands.items())]
+    lines += ["", "Exit codes: 0 done · 1 the run failed, or what was looked at is bad · 2 a mistake that you can mend"]
+    lines += ["· 130 and 143 ended by Ctrl-C or SIGTERM."]
     lines += ["", "raylm COMMAND --help says more. raylm --version tells the version."]
     return "\n".join(lines)

@@ -62,7 +62,8 @@ def parse_run_config(arguments: Sequence[str], *, program: str, base: Mapping[st
         raise UserError(f"--recipe {recipe}: a run that goes on keeps its recipe; leave the option out")
     _refuse_sections(rest, RunConfig)
     rest, lists, words = divide(rest, RunConfig, SHORTCUTS)
-    about = "--recipe NAME, then --config FILE (TOML), then the other options, each over the one before."
+    about = "--recipe NAME, then --config FILE (TOML), then the other options, each over the one before.\n\n"
+    about += f"example: {program} --recipe ptb-small --steps 400 --learning-rate 0.5"
     try:
         model = _with_defaults_of(merged(base, from_file)) if {"-h", "--help"} & set(rest) else RunConfig
         return _parse(model, [*rest, *words], merged(merged(base, from_file), lists), program, about, SHORTCUTS)
