@@ -172,6 +172,8 @@ def test_score_refuses_what_it_cannot_read_or_write(run: Path, tmp_path: Path, r
     assert "there is no folder" in refusal("score", run, tmp_path / "bad.txt", "--output", tmp_path / "no" / "out")
     assert "is a folder: name a file in it" in refusal("score", run, tmp_path / "bad.txt", "--output", tmp_path)
     assert "bad.txt: line 2: not UTF-8" in refusal("score", run, tmp_path / "bad.txt")
+    assert "--ray writes a Parquet file" in refusal("score", run, tmp_path / "bad.txt", "--ray")
+    assert "--address is of use with --ray" in refusal("score", run, tmp_path / "bad.txt", "--address", "x:1")
 
 
 @pytest.mark.parametrize("place", ["n" * 300, "~no-such-user/there"])

@@ -182,6 +182,32 @@ def test_a_dataset_goes_straight_to_a_uri(
     assert files(tmp_path / "there") == files(tmp_path / "here")
 
 
+def test_scores_are_those_of_one_process_to_the_last_bit(on_ray: Callable[..., Runner], tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+    from trained_runs import load, make_run
+
+    from raylm.cluster.scoring import score_parts
+    from raylm.training.inference import make_model
+    from raylm.training.score import score_text, write_parquet
+
+    trained = load(make_run(tmp_path / "made"))
+    words = trained.vocabulary.words[2:]
+    for number in range(3):
+        lines = [" ".join(random.Random(number + line).choices(words, k=line % 9)) for line in range(200)]
+        (tmp_path / f"{number}.txt").write_text("\n".join(lines))
+    files = [str(tmp_path / f"{number}.txt") for number in (2, 0, 1, 0)]
+    for longest in (None, 5):
+        tables = score_text(make_model(trained), files, trained.tokenizer, trained.vocabulary, longest)
+        tokens = write_parquet(tables, tmp_path / "here.parquet")
+        assert score_parts(trained, files, longest, tmp_path / "there.parquet", on_ray(2)) == tokens
+        assert pq.read_table(tmp_path / "there.parquet").equals(pq.read_table(tmp_path / "here.parquet"))
+    (tmp_path / "1.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"1\.txt: line 1: not UTF-8"):
+        score_parts(trained, files, None, tmp_path / "bad.parquet", on_ray(2))
+    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".txt", ".parquet"}
+    assert not (tmp_path / "bad.parquet").exists()
+
+
 def command(*words: str | Path) -> list[str]:
     return [sys.executable, "-c", "from raylm.cli.main import main; main()", "prepare", *map(str, words)]
 

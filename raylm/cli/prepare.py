@@ -8,17 +8,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 from pydantic import Field, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from raylm.cli.options import parse_options
 from raylm.cli.progress import ByteProgress
+from raylm.cli.ray_log import ray_log
 from raylm.cli.tables import Facts, print_facts, print_json
 from raylm.data.manifest import REJECTS
 from raylm.data.options import PrepareOptions
@@ -89,25 +88,16 @@ def _prepare_on_ray(command: PrepareCommand, progress: ByteProgress) -> PrepareR
     progress.tell("starting Ray", 0, 0)
     from raylm.cluster.preparation import prepare_on_ray  # here: importing Ray takes a second
 
-    handle, log = tempfile.mkstemp(prefix="raylm-prepare-", suffix=".log")
-    os.close(handle)
-    try:
-        result = prepare_on_ray(
+    with ray_log("prepare") as log:
+        return prepare_on_ray(
             command.input,
             command.output,
             _options(command),
             address=command.address,
             tasks_at_once=command.processes,
-            log=Path(log),
+            log=log,
             report=lambda at: progress.tell(*asdict(at).values()),
         )
-    except WorkersLost as lost:
-        raise WorkersLost(f"{lost}; what Ray printed is in {log}") from None
-    except BaseException:
-        Path(log).unlink()
-        raise
-    Path(log).unlink()
-    return result
 
 
 def _options(command: PrepareCommand) -> PrepareOptions:

@@ -9,12 +9,14 @@ from pathlib import Path
 from pydantic_settings import CliPositionalArg
 
 from raylm.cli.options import parse_options
+from raylm.cli.ray_log import ray_log
 from raylm.cli.trained import Mode, load, longest_sentence, quiet_tensorflow
 from raylm.config import Section
 from raylm.data.caching import storing
 from raylm.data.inputs import plan_splits
+from raylm.data.runners import WorkersLost
 from raylm.errors import UserError
-from raylm.training.loading import here
+from raylm.training.loading import Trained, here
 
 SUMMARY = "Give the log probability of every token of text files, to Parquet or as JSON lines."
 
@@ -25,7 +27,8 @@ read as if after one.
 
 examples:
   raylm score runs/quick my-text.txt | head
-  raylm score runs/quick a.txt b.txt.gz --output scores.parquet"""
+  raylm score runs/quick a.txt b.txt.gz --output scores.parquet
+  raylm score runs/quick s3://corpus/a.txt.gz s3://corpus/b.txt.gz --output scores.parquet --ray --address auto"""
 
 
 class ScoreCommand(Section):
@@ -38,6 +41,10 @@ class ScoreCommand(Section):
     """As one stream, or each line alone, its first token given (null); default as the model was trained."""
     output: Path | None = None
     """Parquet file to write; default JSON lines to standard output."""
+    ray: bool = False
+    """Work on Ray Data, a task for each file; every node must reach the files and the output's folder."""
+    address: str | None = None
+    """Ray cluster to use with --ray; default $RAY_ADDRESS, else Ray is started on this machine for the time being."""
 
 
 def main(arguments: Sequence[str], program: str = "raylm score") -> int:
@@ -53,8 +60,15 @@ def main(arguments: Sequence[str], program: str = "raylm score") -> int:
                 raise UserError(f"--output {output}: there is no folder {output.parent}")
             if output.is_dir():
                 raise UserError(f"--output {output} is a folder: name a file in it")
+    if command.ray and output is None:
+        raise UserError("--ray writes a Parquet file: add --output FILE")
+    if command.address is not None and not command.ray:
+        raise UserError("--address is of use with --ray alone: add --ray, or leave --address out")
     plan_splits(files)  # a missing one is told before the others are read
     trained = load(checkpoint, command.best, program)
+    if command.ray:
+        assert output is not None
+        return _on_ray(trained, files, longest_sentence(command.read, trained), output, command.address, program)
     with quiet_tensorflow():
         from raylm.training.inference import make_model  # here: TensorFlow takes seconds
         from raylm.training.score import score_text, write_lines, write_parquet
@@ -66,4 +80,19 @@ def main(arguments: Sequence[str], program: str = "raylm score") -> int:
         write_lines(tables, sys.stdout)
     else:
         print(f"{write_parquet(tables, output):,} tokens: {output}")
+    return 0
+
+
+def _on_ray(
+    trained: Trained, files: Sequence[str], longest: int | None, output: Path, address: str | None, program: str
+) -> int:
+    with quiet_tensorflow():
+        from raylm.cluster.scoring import score_on_ray  # here: TensorFlow and Ray take seconds
+    try:
+        with ray_log("score") as log:
+            tokens = score_on_ray(trained, files, longest, output, address=address, log=log)
+    except WorkersLost as lost:
+        print(f"{program}: {lost}", file=sys.stderr)
+        return 1
+    print(f"{tokens:,} tokens: {output}")
     return 0

@@ -50,6 +50,18 @@ def prepare_on_ray(
         UserError: as `prepare`, and where no cluster can be reached.
         WorkersLost: a task failed, or its workers died, too often.
     """
+    with on_cluster(address, log):
+        return prepare(inputs, output, options, run=on_ray(tasks_at_once), report=report)
+
+
+@contextmanager
+def on_cluster(address: str | None, log: Path) -> Iterator[None]:
+    """Connects to the cluster at an address, or to one that is started here for the time being. What Ray prints goes to
+    the file `log`.
+
+    Raises:
+        UserError: no cluster can be reached.
+    """
     ray_connection = ExitStack()
     with output_to(log):
         try:
@@ -57,9 +69,9 @@ def prepare_on_ray(
                 ray_connection.enter_context(connected(address, "--address"))
             for number in held[:1]:
                 signal.raise_signal(number)
-            return prepare(inputs, output, options, run=on_ray(tasks_at_once), report=report)
+            yield
         finally:
-            with _signals_held():  # what was prepared stays prepared
+            with _signals_held():  # what was done stays done
                 ray_connection.close()
 
 

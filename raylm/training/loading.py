@@ -65,7 +65,7 @@ def load_trained(path: str, prepare_again: PrepareAgain, say: Callable[[str], No
     """
     exported = _export_at(path)
     if exported is not None:
-        return _load_export(exported)
+        return load_export(exported)
     found = find(path, "reader")
     folder, checkpoint, mirror = found
     record = read_record(folder, say)
@@ -172,7 +172,8 @@ def _export_at(path: str) -> Path | None:
     return folder.resolve() if isinstance(content, dict) and content.get("format") == FORMAT else None
 
 
-def _load_export(folder: Path) -> Trained:
+def load_export(folder: Path) -> Trained:
+    """The model that `raylm export` wrote to a folder. Raises: UserError: a file is missing or damaged."""
     content = json.loads(_bytes(folder / CONFIG))
     words = _bytes(folder / VOCABULARY).removesuffix(b"\n")
     if hashlib.sha256(words).hexdigest() != content.get("vocabulary_sha256"):

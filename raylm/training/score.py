@@ -135,6 +135,17 @@ def write_parquet(tables: Iterable[pa.RecordBatch], output: Path) -> int:
     return tokens
 
 
+def joined(parts: Iterable[tuple[str, Path]]) -> Iterator[pa.RecordBatch]:
+    """The tables of files that `write_parquet` wrote one by one, in order, some rows at a time.
+
+    parts: what each file is called in the table, and where its own table is.
+    """
+    for name, path in parts:
+        for table in pq.ParquetFile(path).iter_batches(_TOKENS_AT_ONCE):
+            called = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([name]))
+            yield table.set_column(0, SCHEMA.field("file"), called)
+
+
 def _together(tables: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Tables of about `_ROW_GROUP` rows: a Parquet file of many small groups is slow to read."""
     waiting: list[pa.RecordBatch] = []
