@@ -163,7 +163,8 @@ def main(arguments: Sequence[str], program: str) -> int:
         raise UserError("Ray Serve is not installed: pip install 'raylm[serve]'") from None
     ray.init(address=os.environ.get("RAY_ADDRESS", "local"))
     serve.start(http_options={"host": options.host, "port": options.port})
-    serve.run(application(os.path.abspath(options.model)), name="raylm", route_prefix="/")
+    place = options.model if "://" in options.model else os.path.abspath(os.path.expanduser(options.model))
+    serve.run(application(place), name="raylm", route_prefix="/")
     print(f"{program}: http://{options.host}:{options.port}/score, /next and /generate; Ctrl-C ends it", flush=True)
     try:
         signal.pause()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,3 +105,65 @@ def test_sampled_text_streams_and_is_the_seed_s(run: Path, service: Any) -> None
 def test_a_bad_request_is_refused_with_the_reason(path: str, body: bytes, said: str, service: Any) -> None:
     with pytest.raises(UserError, match=said):
         service.answer(path, body)
+
+
+# Over HTTP, as the job serves it
+
+
+@pytest.fixture
+def server(run: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The job, once it says that it serves, and its port on loopback."""
+    pytest.importorskip("starlette", reason="needs Ray Serve: pip install 'raylm[serve]'")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    job = Path(__file__).parent.parent / "jobs" / "serve.py"
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, str(job), str(run), "--port", str(port)],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    try:
+        assert process.stdout is not None
+        assert "/generate" in process.stdout.readline(), (tmp_path / "said").read_text()[-2000:]
+        yield process, port
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+
+
+def posted(port: int, path: str, body: bytes) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", path, body)
+    return connection.getresponse()
+
+
+@pytest.mark.ray
+def test_the_job_answers_streams_keeps_sessions_and_refuses_over_http(
+    run: Path, service: Any, server: tuple[subprocess.Popen[str], int]
+) -> None:
+    process, port = server
+    one, two, three = words(run, 3)
+
+    def document(path: str, **request: Any) -> Any:
+        return json.load(posted(port, path, json.dumps(request).encode()))
+
+    assert document("/score", text=f"{one} {two}") == asked(service, "/score", text=f"{one} {two}")
+    document("/next", text=f"{one} {two}", session="me")
+    assert document("/next", text=three, session="me") == asked(service, "/next", text=f"{one} {two} {three}")
+    request = {"prompt": one, "words": 40, "seed": 3}
+    streamed = posted(port, "/generate", json.dumps(request).encode())
+    assert streamed.headers["Transfer-Encoding"] == "chunked"
+    assert streamed.read() == b"".join(asked(service, "/generate", **request))
+    refused = posted(port, "/score", b'{"txt": "x"}')
+    assert (refused.status, "text: Field required" in refused.read().decode()) == (400, True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    with pytest.raises(ConnectionRefusedError):
+        posted(port, "/score", b"{}")
