@@ -19,17 +19,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "drills",
-    [("nan-loss@9",), ("nan-gradient@0", "nan-loss@11", "nan-gradient@11", "nan-loss@20")],
-    ids=["one", "several, at the start and at an epoch's end"],
+    ("drills", "stop"),
+    [(("nan-loss@16",), 20), (("nan-gradient@0", "nan-loss@11", "nan-gradient@11", "nan-loss@20"), 6)],
+    ids=["one, stopped while it is computed again", "several, at the start and at an epoch's end"],
 )
 def test_a_fault_and_its_recovery_equal_a_clean_run_that_leaves_out_the_same_windows(
-    data: Path, tmp_path: Path, drills: tuple[str, ...]
+    data: Path, tmp_path: Path, drills: tuple[str, ...], stop: int
 ) -> None:
-    """Bit for bit: weights, slots, carry and cursor; interruptions in between make no difference."""
+    """Bit for bit: weights, slots, carry and cursor; an interruption in between makes no difference."""
     config, clean = tiny(drill=drills), tiny()
-    stops = [None] if len(drills) == 1 else [6, None]
-    summary = call(attempts, config, data, tmp_path / "drilled", stops)[-1].summary
+    stopped, ended = call(attempts, config, data, tmp_path / "drilled", [stop, None])
+    assert [event["step"] for event in events(tmp_path / "drilled", "resume")] == [stopped.summary.steps]
+    summary = ended.summary
     assert (summary.status, summary.rollbacks >= len(drills)) == ("completed", True)
     assert len(events(tmp_path / "drilled", "incident")) >= len(drills)
     skips = [event["skip"] for event in events(tmp_path / "drilled", "rollback") if event.get("skip")]

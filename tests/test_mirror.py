@@ -185,6 +185,18 @@ def test_pruning_and_setting_aside_happen_in_the_store(uri: str) -> None:
     assert store.set_aside_after(2) is None
 
 
+def test_of_a_folder_in_the_store_those_written_last_stay(uri: str) -> None:
+    remote = Destination(uri)
+    for step in (1, 2, 3):
+        remote.write(f"incidents/step-{step}/verdict.json", b"{}")
+        remote.write(f"incidents/step-{step}/state/model.safetensors", b"")
+    Mirror(uri, "rank-0").prune("incidents", 2)
+    assert {name.split("/")[1] for name in remote.sizes("incidents")} == {"step-2", "step-3"}
+    Mirror(uri, "rank-0").prune("incidents", 2)
+    Mirror(uri, "rank-0").prune("nothing", 2)
+    assert len(remote.sizes("incidents")) == 4
+
+
 def test_small_files_come_and_go_and_what_a_rank_did_not_change_is_not_sent(
     uri: str, caches: Callable[[str], None]
 ) -> None:
@@ -286,7 +298,8 @@ def test_ranks_that_share_a_store_alone_see_each_other_s_marks(uri: str) -> None
 
 def test_a_run_in_a_store_goes_on_elsewhere_to_the_same_end(uri: str, tmp_path: Path) -> None:
     data = make_texts(tmp_path / "data")
-    config = tiny(checkpoint={"every": 7, "keep_last": 2})
+    drills, keep = ("nan-loss@3", "nan-loss@16"), {"keep_incidents": 1}
+    config = tiny(checkpoint={"every": 7, "keep_last": 2}, drill=drills, guard=keep)
     stopped = call(attempt_in_a_store, config, data, uri, tmp_path / "first", 9)
     assert stopped.summary.status == "interrupted"
     told = call(attempt_in_a_store, config, data, uri, tmp_path / "second")
@@ -301,3 +314,5 @@ def test_a_run_in_a_store_goes_on_elsewhere_to_the_same_end(uri: str, tmp_path: 
     assert json.loads((mirror.folder / "summary.json").read_text())["status"] == "completed"
     assert {name.split("/")[0] for name in Destination(uri).sizes()} >= {"tensorboard", "events.jsonl", "checkpoints"}
     assert [info.step for info in MirroredStore(mirror).verify_all()] == [12, 21, 24]
+    kept = {name.split("/")[1] for name in Destination(uri).sizes("incidents")}
+    assert kept == {"step-00000016"}  # the first was written on the other machine

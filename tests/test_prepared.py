@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raylm.data.prepared import find_prepared
+from raylm.data.upload import upload_dataset
 from raylm.data.vocabulary import Vocabulary
 from raylm.data.writer import DatasetWriter
 from raylm.errors import UserError
@@ -24,6 +26,22 @@ def test_a_folder_of_three_datasets_is_a_corpus(tmp_path: Path) -> None:
         _dataset(tmp_path / split)
     found = find_prepared((f"{tmp_path}/",))
     assert found == {split: str(tmp_path / split) for split in ("train", "valid", "test")}
+
+
+def test_so_is_a_uri_whose_options_are_those_of_its_datasets_and_whose_secrets_are_not_told(
+    bucket: str, tmp_path: Path
+) -> None:
+    for split, words in (("train", ("a", "b", "<eos>")), ("valid", ("a", "b", "<eos>")), ("test", ("a", "c", "<eos>"))):
+        _dataset(tmp_path / split, words)
+        upload_dataset(tmp_path / split, bucket.format(f"data/{split}"))
+    with pytest.raises(UserError, match="s3://bucket/data/test has another vocabulary") as refusal:
+        find_prepared((bucket.format("data/"),))
+    assert "hidden" not in str(refusal.value)
+    shutil.rmtree(tmp_path / "test")
+    _dataset(tmp_path / "test")
+    upload_dataset(tmp_path / "test", bucket.format("data/test"))
+    found = find_prepared((bucket.format("data/"),))
+    assert found == {split: bucket.format(f"data/{split}") for split in ("train", "valid", "test")}
 
 
 def test_text_and_names_of_corpora_are_no_datasets(tmp_path: Path) -> None:

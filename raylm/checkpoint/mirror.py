@@ -81,6 +81,11 @@ class Mirror:
                 self.remote.send(file, name)
                 self._sent[name] = state
 
+    def prune(self, folder: str, keep: int) -> None:
+        """Removes from a folder of the store all but the `keep` that were written to last."""
+        for name in self.remote.last_written(folder)[:-keep]:
+            self.remote.remove(f"{folder}/{name}")
+
     def fetch_checkpoint(self, name: str, there: Mapping[str, int]) -> Path:
         """Copies a checkpoint to the working folder, its manifest last."""
         folder = self.folder / FOLDER / name

@@ -17,6 +17,7 @@ from raylm.data.corpora import find_corpus
 from raylm.data.prepare import prepare_corpus
 from raylm.data.prepared import find_prepared
 from raylm.data.publish import publish
+from raylm.data.remote import below, without_secrets
 from raylm.data.upload import is_uri
 from raylm.errors import UserError
 from raylm.guard.drills import parse_drills
@@ -52,8 +53,7 @@ def run_folder(config: RunConfig) -> tuple[Path, Mirror | None]:
     """Where the run is kept; in an object store, the mirror and its working folder. Raises: UserError: a bad URI."""
     name = config.name or f"{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     if is_uri(config.storage_path):
-        base, question, options = config.storage_path.partition("?")
-        mirror = Mirror(f"{base.rstrip('/')}/{name}{question}{options}", "driver")
+        mirror = Mirror(below(config.storage_path, name), "driver")
         return mirror.folder, mirror
     return (Path(config.storage_path).expanduser() / name).resolve(), None
 
@@ -77,7 +77,7 @@ def prepare(config: RunConfig, say: Callable[[str], None]) -> RunRecord:
     data = config.data
     datasets = find_prepared(data.corpus, data.tokenizer)
     if datasets is not None:
-        name = data.corpus[0].rstrip("/").rpartition("/")[2]
+        name = without_secrets(data.corpus[0]).rpartition("/")[2]
         return RunRecord(config, name, "Your own text: perplexities are not PTB's.", datasets)
     cache = (data.cache_dir or default_cache_dir()).expanduser()
     corpus = find_corpus(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from raylm.data.dataset import open_dataset
 from raylm.data.manifest import MANIFEST
+from raylm.data.remote import below, without_secrets
 from raylm.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -19,24 +20,25 @@ def find_prepared(corpus: tuple[str, ...], tokenizer: str | None = None) -> dict
     """
     if len(corpus) != 1:
         return None
-    place = corpus[0].rstrip("/")
+    place = corpus[0]
     if "://" not in place and not any((Path(place).expanduser() / split / MANIFEST).is_file() for split in SPLITS):
         return None
     if "://" not in place:
         place = str(Path(place).expanduser().resolve())
-    datasets = {split: f"{place}/{split}" for split in SPLITS}
+    datasets = {split: below(place, split) for split in SPLITS}
+    shown = {split: without_secrets(path) for split, path in datasets.items()}
     opened = {split: open_dataset(path) for split, path in datasets.items()}
     theirs = opened["train"].tokenizer
     if tokenizer not in (None, theirs):
         raise UserError(
-            f"{datasets['train']} was prepared with the tokenizer {theirs}, not {tokenizer}: prepare the text again "
+            f"{shown['train']} was prepared with the tokenizer {theirs}, not {tokenizer}: prepare the text again "
             f"with --tokenizer {tokenizer}, or choose --data.tokenizer {theirs}"
         )
     vocabularies = {split: dataset.vocabulary for split, dataset in opened.items()}
     for split in SPLITS[1:]:
         if vocabularies[split] != vocabularies["train"]:
             raise UserError(
-                f"{datasets[split]} has another vocabulary than {datasets['train']}: prepare it again with "
-                f"--vocab {datasets['train']}"
+                f"{shown[split]} has another vocabulary than {shown['train']}: prepare it again with "
+                f"--vocab {shown['train']}"
             )
     return datasets

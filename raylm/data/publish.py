@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from raylm.data.dataset import open_dataset
-from raylm.data.remote import without_secrets
+from raylm.data.remote import below, without_secrets
 from raylm.data.upload import upload_dataset
 from raylm.errors import UserError
 
@@ -17,11 +17,7 @@ def publish(datasets: Mapping[str, Path], store: str, say: Callable[[str], None]
     Raises:
         UserError: the store cannot be reached or written to.
     """
-    base, question, options = store.partition("?")
-    uris = {
-        split: f"{base.rstrip('/')}/datasets/{folder.parent.name}/{split}{question}{options}"
-        for split, folder in datasets.items()
-    }
+    uris = {split: below(store, f"datasets/{folder.parent.name}/{split}") for split, folder in datasets.items()}
     for split, folder in datasets.items():
         if not _holds(uris[split], open_dataset(folder).dataset_id):
             say(f"copying the {split} text to {without_secrets(uris[split])}")

@@ -209,6 +209,12 @@ def _connect_s3(uri: str) -> tuple[pafs.FileSystem, str]:
     return store, f"{bucket}{parts.path}".rstrip("/")
 
 
+def below(place: str, name: str) -> str:
+    """What a folder or URI has under a name; a URI's options stay at its end."""
+    base, question, options = place.partition("?") if "://" in place else (place, "", "")
+    return f"{base.rstrip('/')}/{name}{question}{options}"
+
+
 def without_secrets(uri: str) -> str:
     """A URI without its credentials and options, to be shown."""
     return without_credentials(uri.split("?")[0]).rstrip("/")

@@ -80,6 +80,16 @@ class Destination:
         start = len(self._path) + 1
         return {info.path[start:]: info.size for info in found if info.type == pafs.FileType.File}
 
+    def last_written(self, folder: str) -> list[str]:
+        """The names in a folder, those that were written to last at the end; of folders their files count."""
+        chosen = pafs.FileSelector(f"{self._path}/{folder}", recursive=True, allow_not_found=True)
+        start, times = len(f"{self._path}/{folder}/"), dict[str, int]()
+        for info in self._persist(lambda: self._store.get_file_info(chosen)):
+            if info.type == pafs.FileType.File:
+                name = info.path[start:].split("/")[0]
+                times[name] = max(times.get(name, 0), info.mtime_ns or 0)
+        return sorted(times, key=lambda name: (times[name], name))
+
     def fetch(self, name: str, file: Path) -> None:
         """Copy a file from there to this machine."""
 

@@ -183,6 +183,8 @@ class _Run:
             stop = self._settle(0 if self._anything_due() else max(OUTCOMES_IN_FLIGHT, self.steps.most))
             if stop:
                 self._settle(0)
+                with self._long():
+                    self.saver.end_at(self.state.step)
                 self._save()
                 return "interrupted", f"asked to stop after {self.state.step} updates"
             if self._anything_due():

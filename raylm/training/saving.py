@@ -21,6 +21,7 @@ from raylm.checkpoint.store import CheckpointNotSaved
 from raylm.config import RunConfig
 from raylm.errors import UserError
 from raylm.observe.run_folder import to_be_kept
+from raylm.training.incident import FOLDER as INCIDENTS
 from raylm.training.record import Recorder
 from raylm.training.state import HostState, Replicas, State, capture
 
@@ -82,6 +83,20 @@ class Saver:
         with suppress(Exception):
             self._writer.wait()
 
+    def end_at(self, step: int) -> None:
+        """The run was asked to stop at a step, and will go on from it: later checkpoints, of a stretch that was being
+        computed again, are set aside."""
+        if not self._record.writes:
+            return
+        self.wait()
+        try:
+            aside = self._store.set_aside_after(step)
+        except UserError as problem:  # then it goes on from them, to the same end
+            self._record.note(str(problem))
+        else:
+            if aside is not None:
+                self._record.note(f"the steps after {step} were being computed again; those saved are in {aside}")
+
     def back_to(self, step: int, set_aside: bool) -> None:
         """The run goes back to a step: later ones will be saved again. `set_aside` where they would not be the same.
 
@@ -104,6 +119,8 @@ class Saver:
             return
         try:
             self._mirror.push()
+            if (self._mirror.folder / INCIDENTS).exists():
+                self._mirror.prune(INCIDENTS, self._config.guard.keep_incidents)
         except UserError as problem:  # they are sent the next time
             self._record.note(str(problem))
 
