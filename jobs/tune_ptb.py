@@ -4,7 +4,8 @@
     python jobs/tune_ptb.py --trials 32 --recipe ptb-small --corpus ptb
     raylm train --config runs/tune-20261122-120000/best.toml           the best configuration, trained to its end
 
-Options that are not the search's own are those of `raylm train`. Each trial trains in one process, on one GPU for each
+Options that are not the search's own are those of `raylm train`; with trials on several nodes, --storage-path is a
+folder that all of them reach, or s3://BUCKET/PATH. Each trial trains in one process, on one GPU for each
 of --replicas where there are GPUs. ASHA (Li et al. 2018, arXiv:1810.05934) looks after the epochs 1, 3, 9 and so on,
 and ends all but the best third; such a run is interrupted, not lost: `raylm resume` goes on with it.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +27,16 @@ from raylm.cli.config import toml_lines
 from raylm.cli.main import guarded
 from raylm.cli.options import parse_run_config
 from raylm.cli.tables import print_table
-from raylm.cli.train import prepare
+from raylm.cli.train import prepare, run_folder
 from raylm.cli.words import merged
 from raylm.config import RunConfig
 from raylm.data.caching import default_cache_dir, write_file
 from raylm.data.sample import find_sample
-from raylm.data.upload import is_uri
 from raylm.errors import UserError
 from raylm.observe import figures
 from raylm.observe.events import NAME as EVENTS
 from raylm.observe.events import EventLog, read_events, validation_losses
-from raylm.observe.run_folder import RunRecord, create_run_folder
+from raylm.observe.run_folder import RunRecord, create_in_store, create_run_folder, to_be_kept
 from raylm.observe.summary import NAME as SUMMARY
 from raylm.observe.summary import Summary, write_summary
 
@@ -50,10 +51,10 @@ METRIC = "valid_perplexity"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one trial: its folder, the configuration that it ran with, the best perplexity on the valid text, the epochs
-    after which it was evaluated."""
+    """Of one trial: its folder or URI, the configuration that it ran with, the best perplexity on the valid text, the
+    epochs after which it was evaluated."""
 
-    run: Path
+    run: str
     config: RunConfig
     perplexity: float
     epochs: int
@@ -73,8 +74,11 @@ def configured(config: RunConfig, drawn: Mapping[str, float], **more: Any) -> Ru
     return RunConfig.model_validate(merged(config.model_dump(mode="json"), sections | more))
 
 
-def run_trial(drawn: Mapping[str, float], record: RunRecord, folder: Path, cores: int) -> None:
-    """One trial, in a process of its own: the training loop, which reports to Tune after every epoch."""
+def run_trial(drawn: Mapping[str, float], record: RunRecord, place: str, cores: int) -> None:
+    """One trial, in a process of its own: the training loop, which reports to Tune after every epoch.
+
+    place: the search's folder or URI, in which the trial has its own.
+    """
     from ray import tune
 
     from raylm.cluster.worker import QUIET_TENSORFLOW
@@ -87,18 +91,29 @@ def run_trial(drawn: Mapping[str, float], record: RunRecord, folder: Path, cores
     from raylm.training.topology import Topology
 
     name = _run_name(tune.get_context().get_trial_id())
-    config = configured(record.config, drawn, name=name, storage_path=str(folder))
-    create_run_folder(folder / name, replace(record, config=config))
-    outside = Outside(lambda event: None, lambda: False, lambda metrics, path: tune.report(dict(metrics)))
+    config = configured(record.config, drawn, name=name, storage_path=place)
+    folder, mirror = run_folder(config)
+    if mirror is not None:
+        create_in_store(mirror)
+    create_run_folder(folder, replace(record, config=config))
+
+    def report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        if mirror is not None:
+            mirror.push()  # the search may end this trial while it reports
+        tune.report(dict(metrics))
+
+    outside = Outside(lambda event: None, lambda: False, report)
     datasets = Datasets(record.corpus, *(open_dataset(record.datasets[split]) for split in ("train", "valid", "test")))
     topology = Topology(0, 1, config.cluster.replicas or 1, config.data.lanes, config.cluster.fixed_shards)
-    summary = train(config, datasets, topology, folder / name, outside)
+    summary = train(config, datasets, topology, folder, outside, mirror)
     if summary.status == "failed":
         tune.report({METRIC: math.inf})
 
 
-def search(record: RunRecord, folder: Path, trials: int, say: Callable[[str], None]) -> list[Outcome]:
+def search(record: RunRecord, place: str, folder: Path, trials: int, say: Callable[[str], None]) -> list[Outcome]:
     """Runs the trials, as many at once as the cluster has room for; the best first.
+
+    place: the search's folder or URI. folder: for what Ray writes: the same, or this machine's working folder.
 
     Raises:
         UserError: the cluster cannot be reached, or no trial came to an evaluation.
@@ -137,7 +152,7 @@ def search(record: RunRecord, folder: Path, trials: int, say: Callable[[str], No
             name: tune.uniform(*ends) if name == "dropout" else tune.loguniform(*ends)
             for name, ends in ranges(config).items()
         }
-        run = tune.with_parameters(run_trial, record=record, folder=folder, cores=cores)
+        run = tune.with_parameters(run_trial, record=record, place=place, cores=cores)
         asha = tune.schedulers.ASHAScheduler(
             max_t=config.epochs,
             grace_period=1,
@@ -156,15 +171,19 @@ def search(record: RunRecord, folder: Path, trials: int, say: Callable[[str], No
             ),
         )
         results = list(tuner.fit())
-    found = [_outcome(folder / _run_name(result.metrics["trial_id"]), config, result.config) for result in results]
+    told = [(_run_name(result.metrics["trial_id"]), result.config) for result in results]
+    found = [_outcome(configured(config, drawn, name=name, storage_path=place)) for name, drawn in told]
     evaluated = [outcome for outcome in found if outcome.epochs]
     if not evaluated:
         raise UserError(f"no trial came to an evaluation; {folder / 'tune.log'} and {folder / 'ray'} say why")
     return sorted(evaluated, key=lambda outcome: outcome.perplexity)
 
 
-def _outcome(run: Path, config: RunConfig, drawn: Mapping[str, float]) -> Outcome:
+def _outcome(config: RunConfig) -> Outcome:
     """Of a trial, as its own events tell it; where ASHA ended it in the midst, its folder is told how."""
+    run, mirror = run_folder(config)
+    if mirror is not None:
+        mirror.pull_files()
     events = read_events(run) if (run / EVENTS).exists() else []
     losses = validation_losses(events)
     if events and not (run / SUMMARY).exists():
@@ -174,8 +193,11 @@ def _outcome(run: Path, config: RunConfig, drawn: Mapping[str, float]) -> Outcom
         log = EventLog(run)
         log.append("end", step, None, status="interrupted", reason=reason)
         log.close()
+        if mirror is not None:
+            mirror.push()
     lowest = figures.perplexity_of(min(losses.values(), default=math.inf))
-    return Outcome(run, configured(config, drawn), math.inf if lowest is None else lowest, len(losses))
+    place = mirror.place if mirror else str(run)
+    return Outcome(place, config, math.inf if lowest is None else lowest, len(losses))
 
 
 def _run_name(trial: str) -> str:
@@ -193,12 +215,14 @@ def main(arguments: Sequence[str], program: str) -> int:
     if options.trials < 1:
         raise UserError(f"--trials {options.trials}: at least one is needed")
     config = parse_run_config([*(TOY if options.toy else ()), *rest], program=program)
-    if is_uri(config.storage_path):
-        raise UserError("--storage-path: a search keeps its runs in a folder that every node reaches, not in a store")
     name = config.name or f"tune-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = (Path(config.storage_path).expanduser() / name).resolve()
-    if folder.exists():
-        raise UserError(f"{folder} is there already: choose another --name")
+    folder, mirror = run_folder(config.model_copy(update={"name": name}))
+    place = mirror.place if mirror else str(folder)
+    if mirror is not None:
+        mirror.check_writable()
+        shutil.rmtree(folder, ignore_errors=True)
+    if mirror.remote.sizes() if mirror else folder.exists():
+        raise UserError(f"{place} is there already: choose another --name")
 
     terminal = sys.stdout  # Ray's part of it goes to a file
 
@@ -209,12 +233,14 @@ def main(arguments: Sequence[str], program: str) -> int:
         text = {"data": {"corpus": [str(_toy_text(folder / "text", say))]}}
         config = RunConfig.model_validate(merged(config.model_dump(mode="json"), text))
     record = prepare(config, say)
-    say(f"searching in {folder}: {options.trials} trials of {config.epochs} epochs at most")
+    say(f"searching in {place}: {options.trials} trials of {config.epochs} epochs at most")
     began = time.monotonic()
-    found = search(record, folder, options.trials, say)
+    found = search(record, mirror.uri if mirror else place, folder, options.trials, say)
     _print(found, time.monotonic() - began)
-    best = found[0].config.model_dump(mode="json", exclude={"name", "storage_path"})
+    best = {key: value for key, value in to_be_kept(found[0].config).items() if key not in ("name", "storage_path")}
     write_file(folder / "best.toml", ("\n".join(toml_lines(best)) + "\n").encode())
+    if mirror is not None:
+        mirror.push(("best.toml", "tune.log"))
     say(f"\nthe best one, trained to its end: raylm train --config {folder / 'best.toml'}")
     return 0
 
@@ -227,7 +253,7 @@ def _print(found: Sequence[Outcome], seconds: float) -> None:
             figures.compact(one.config.schedule.learning_rate),
             figures.compact(one.config.model.dropout),
             figures.compact(one.config.optimizer.clip_norm),
-            str(one.run),
+            one.run,
         ]
         for one in found
     ]
