@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from raylm.cluster.autoscaling import may_come
-from raylm.cluster.capacity import plan
+from raylm.cluster.autoscaling import lacking, may_come
+from raylm.cluster.capacity import Demand, Resources, plan
+from raylm.cluster.nodes import Node
 from raylm.config import ClusterConfig
 
 SPOT = {"CPU": 48, "GPU": 4, "accelerator_type:L4": 1}
@@ -46,3 +47,26 @@ def test_a_run_fits_on_a_cluster_whose_machines_are_still_to_be_bought(tmp_path:
 def test_what_is_no_such_file_brings_nothing(tmp_path: Path, content: str) -> None:
     assert may_come(write(tmp_path, content)) == []
     assert may_come(tmp_path / "missing") == []
+
+
+def node(gpus: int, head: bool = False) -> Node:
+    return Node("", "10.0.0.1", {"CPU": 48, "GPU": gpus}, {}, draining=False, head=head)
+
+
+@pytest.mark.parametrize(
+    ("fewest", "most", "workers", "nodes", "lacked"),
+    [
+        (1, 4, 0, [node(0, head=True)], 3),  # no more than there are machines for
+        (1, 2, 0, [node(0, head=True)], 2),
+        (1, 4, 1, [node(0, head=True), node(4)], 2),
+        (1, 4, 2, [node(4, head=True), node(4)], 2),  # what works on the head takes no machine's place
+        (1, 4, 3, [node(4), node(4), node(4)], 0),
+        (2, 2, 2, [node(4), node(4)], 0),
+    ],
+)
+def test_a_run_lacks_what_machines_that_can_still_be_had_would_hold(
+    fewest: int, most: int, workers: int, nodes: list[Node], lacked: int
+) -> None:
+    machines: list[Resources] = [SPOT] * 3
+    assert lacking(Demand(fewest, most, 4, 1.0, 4), workers, machines, nodes) == lacked
+    assert lacking(Demand(fewest, most, 4, 1.0, 4), workers, [], nodes) == 0

@@ -5,7 +5,9 @@ One cluster serves all tests here: a head without cores, so that a node's death 
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +28,28 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.close()
 
 
-def test_an_elastic_run_shrinks_when_a_node_dies_grows_when_one_comes_and_ends_on_sigterm(cluster: Cluster) -> None:
+def write_may_come(cluster: Cluster, machines: int) -> Path:
+    """What `ray up` leaves on the head, for an autoscaler that may start so many machines."""
+    kinds = {"head": {"resources": {}, "max_workers": 0}, "cpu": {"resources": {"CPU": 1}, "max_workers": machines}}
+    path = cluster.folder / "home" / "ray_bootstrap_config.yaml"
+    path.write_text(json.dumps({"max_workers": machines, "head_node_type": "head", "available_node_types": kinds}))
+    return path
+
+
+def wishes(cluster: Cluster) -> list[int]:
+    """The reservations that cannot be had yet, which are what an autoscaler goes by: the workers in each."""
+    code = (
+        "import json, ray, ray.util; ray.init(log_to_driver=False, logging_level='ERROR'); "
+        "print(json.dumps([len(group['bundles']) for group in ray.util.placement_group_table().values() "
+        "if group['state'] == 'PENDING']))"
+    )
+    return list(json.loads(cluster.run(sys.executable, "-c", code, check=True).stdout.splitlines()[-1]))
+
+
+def test_an_elastic_run_shrinks_when_a_node_dies_asks_for_another_grows_when_it_comes_and_ends_on_sigterm(
+    cluster: Cluster,
+) -> None:
+    machines = write_may_come(cluster, 2)
     run = cluster.start(*cluster.train("elastic", "--workers", "1:2", *ENDLESS))
     cluster.wait_for("elastic", "checkpoint", 3)
     assert cluster.events("elastic", "start")[0]["workers"] == 2
@@ -36,9 +59,12 @@ def test_an_elastic_run_shrinks_when_a_node_dies_grows_when_one_comes_and_ends_o
     assert (shrunk["workers_before"], shrunk["workers"]) == (2, 1)
     assert shrunk["step"] >= saved
     cluster.wait_for("elastic", "checkpoint", len(cluster.events("elastic", "checkpoint")) + 1)
+    cluster.wait(lambda: wishes(cluster) == [1], "no other machine is asked for", 60)
     cluster.add_node(1)
     grown = cluster.wait_for("elastic", "resize", 2)
     assert (grown["workers_before"], grown["workers"]) == (1, 2)
+    assert wishes(cluster) == []
+    machines.unlink()
     stopped = cluster.events("elastic", "end")[-1]
     assert (stopped["status"], stopped["step"]) == ("interrupted", grown["step"])  # nothing was computed again
     cluster.wait_for("elastic", "checkpoint", len(cluster.events("elastic", "checkpoint")) + 1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from raylm.cluster.capacity import Demand, Resources
+from raylm.cluster.capacity import Demand, Resources, room
+from raylm.cluster.nodes import Node
 
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves, on the head, what its autoscaler goes by: jobs' drivers run there too."""
@@ -29,14 +29,35 @@ def may_come(path: Path = BOOTSTRAP) -> list[Resources]:
         return []
 
 
-@contextmanager
-def wish(demand: Demand) -> Iterator[None]:
-    """Has the autoscaler start machines for all workers of a run, for as long as the block lasts or this process does.
+def lacking(demand: Demand, workers: int, machines: Sequence[Resources], nodes: Sequence[Node]) -> int:
+    """Of the workers that a run lacks, as many as machines that can still be had would hold: the autoscaler takes a
+    wish whole or not at all.
 
-    A reservation that cannot be had yet is the one demand that it forgets with the driver that made it.
+    workers: that there is room for already. machines: as `may_come`. nodes: those that are there to stay.
     """
-    group = placement_group([demand.resources] * demand.most)
-    try:
-        yield
-    finally:
-        remove_placement_group(group)
+    there = room(demand, (node.total for node in nodes if not node.head))
+    return max(0, min(demand.most - workers, room(demand, machines) - there))
+
+
+class Wish:
+    """What a run asks the autoscaler for: a reservation, the one demand that is forgotten with the driver that made it.
+
+    One that can be had would keep the run itself out, so it is let go of.
+    """
+
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+        self._group: PlacementGroup | None = None
+
+    def be(self, workers: int) -> None:
+        """Asks for room for so many workers, where nothing is asked for yet."""
+        if self._group is None and workers > 0:
+            self._group = placement_group([self._demand.resources] * workers)
+        elif self._group is not None and placement_group_table(self._group).get("state") == "CREATED":
+            self.end()
+
+    def end(self) -> None:
+        """Asks for nothing any more."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+        self._group = None

@@ -23,10 +23,10 @@ def connected(address: str | None, option: str = "--cluster.address") -> Iterato
     """Connects to the cluster that is asked for by an option, or starts Ray on this machine for the time being.
 
     Raises:
-        UserError: there is no cluster at the address, or it wants a token.
+        UserError: there is no cluster at the address, or it wants a token, or the address is no node's.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_reachable(address, option)
+    _check(address, option)
     local = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
@@ -41,9 +41,15 @@ def connected(address: str | None, option: str = "--cluster.address") -> Iterato
         ray.shutdown()
 
 
-def _check_reachable(address: str, option: str) -> None:
-    """Finds out in seconds what `ray.init` finds out in ten minutes: that nobody listens."""
-    match = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address)
+def _check(address: str, option: str) -> None:
+    """Refuses addresses of Ray's client and dashboard: a driver is a part of the cluster. Finds out in seconds what
+    `ray.init` finds out in ten minutes: that nobody listens."""
+    if "://" in address:
+        raise UserError(
+            f"{address} is not where a run can start from: on a node of the cluster, name its head as HOST:PORT with "
+            f"{option} or $RAY_ADDRESS; from elsewhere, submit it as a job: `ray job submit -- ...`"
+        )
+    match = re.fullmatch(r"\[?([^/\]]+?)\]?:(\d+)", address)
     if match is None:
         return
     try:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from raylm.checkpoint.mirror import Mirror
 from raylm.checkpoint.mirrored import checkpoints_of
 from raylm.checkpoint.store import step_of
 from raylm.cluster.attempt import Attempt
-from raylm.cluster.autoscaling import may_come, wish
+from raylm.cluster.autoscaling import Wish, lacking, may_come
 from raylm.cluster.board import Board, ConnectionLost, Message
 from raylm.cluster.capacity import Demand, plan, room
 from raylm.cluster.connection import connected, output_to
@@ -106,6 +106,7 @@ class _Driver:
             record.config, record.corpus, datasets, demand.replicas, str(run_folder), uri, self._board.actor
         )
         self._here = this_node()
+        self._machines, self._wish = may_come(), Wish(demand)
         self._steps, self._saved = 0, -1
         self._started = False
         self._places: dict[int, str] = {}
@@ -118,6 +119,7 @@ class _Driver:
             workers = self._wait_for_room()
             attempt = Attempt(self._job, self._demand, workers, self._run_folder)
             pause = self._follow(attempt, workers)
+            self._wish.end()
             summary = attempt.summary()
             if summary is not None:
                 if summary.status != "interrupted" or pause is None:
@@ -171,10 +173,12 @@ class _Driver:
         Raises:
             Stopped: a signal came, or too few nodes were there for too long.
         """
-        held = room(self._demand, (node.total for node in _staying()))
+        nodes = _staying()
+        held = room(self._demand, (node.total for node in nodes))
         if held < self._demand.fewest:
-            with wish(self._demand) if may_come() else nullcontext():
-                held = self._wait_for_nodes()
+            self._wish.be(held + lacking(self._demand, held, self._machines, nodes) if self._machines else 0)
+            held = self._wait_for_nodes()
+            self._wish.end()
         workers = self._demand.fewest
         if self._demand.elastic:
             most = min(held, self._demand.most)
@@ -225,6 +229,8 @@ class _Driver:
             now = time.monotonic()
             if pause is None and self._started and now - looked > _LOOK_SECONDS:
                 nodes, looked = look(), now
+                staying = [node for node in nodes if not node.draining]
+                self._wish.be(lacking(self._demand, workers, self._machines, staying))
                 growth = growth.seen(self._demand, workers, nodes, now)
                 pause = leaving(nodes, set(self._places.values()), self._here) or growth.pause(self._demand, now)
                 if pause is not None:

@@ -11,13 +11,15 @@ from ray._private.state import state
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive: its resources, those of them that nothing uses, and whether it is to go soon."""
+    """A node that is alive: its resources, those of them that nothing uses, whether it is to go soon, and whether it is
+    the head."""
 
     identity: str
     address: str
     total: Mapping[str, float]
     free: Mapping[str, float]
     draining: bool
+    head: bool = False
 
 
 def look() -> list[Node]:
@@ -31,6 +33,7 @@ def look() -> list[Node]:
             total=node["Resources"],
             free=free.get(node["NodeID"], {}),
             draining=node["NodeID"] in draining,
+            head="node:__internal_head__" in node["Resources"],
         )
         for node in ray.nodes()
         if node["Alive"]

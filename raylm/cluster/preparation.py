@@ -93,7 +93,7 @@ def on_ray(tasks_at_once: int | None = None) -> Runner:
             fn_kwargs={"work": cloudpickle.dumps(work), "driver": get_node_ip_address()},
             num_cpus=1,
             compute=TaskPoolStrategy(size=min(tasks_at_once or len(rows), len(rows))),
-            max_retries=MAX_RETRIES,
+            max_retries=MAX_RETRIES,  # deprecated without a successor until Ray 2.64; by itself it tries for ever
         )
         try:
             for row in outcomes.iter_rows():
