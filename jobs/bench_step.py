@@ -10,6 +10,12 @@ limit is a product of two 2048 x 2048 float32 matrices in TensorFlow, taking its
 process's most, above its imports. `awd` is without DropConnect and regularization in PyTorch, with them in raylm;
 `wide` is medium with 100,000 words, all of them in the loss; `lm1b` draws its words and projects.
 `trainer` is raylm's whole loop without Ray: shards, read-ahead, guard, snapshots, checkpoints, events.
+
+On a GPU every contender computes there, in float32 in full, and memory is the GPU's. This was never run on one:
+
+python jobs/bench_step.py --contenders raylm "raylm cudnn" "raylm fused" torch "torch compiled" product
+
+`raylm` takes the kernel that a run would take, `raylm cudnn` does not start where its trial fails.
 """
 
 from __future__ import annotations
@@ -28,6 +34,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 from step_contenders import CONTENDERS, PRODUCT_SIDE, SHAPES, Shape
+
+USUAL = ["raylm", "trainer", "torch", "torch compiled", "keras", "product"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ def _environment() -> dict[str, str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="raylm's training step beside PyTorch's and Keras's.")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["small", "medium", "large"])
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=USUAL)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="a JSON file for the figures")
     return parser.parse_args()

@@ -86,30 +86,36 @@ SHAPES = {
 }
 
 
-def raylm_step(shape: Shape, _: Path) -> Steps:
+def raylm_step(kernel: str) -> Callable[[Shape, Path], Steps]:
     """raylm's compiled step, guard's gate and all."""
-    import tensorflow as tf
 
-    from raylm.training.distribute import make_strategy
-    from raylm.training.state import fresh_carry, make_replicas
-    from raylm.training.step import Batch, Control, compile_step
-    from raylm.training.topology import Topology
+    def make(shape: Shape, _: Path) -> Steps:
+        import tensorflow as tf
 
-    topology = Topology(0, 1, 1, shape.lanes)
-    replicas = make_replicas(make_strategy(topology), topology, shape.config, shape.words)
-    step = compile_step(replicas, shape.config)
-    ones, never = np.ones((shape.lanes, shape.window), np.float32), np.zeros(shape.lanes, bool)
-    batch = Batch(*map(tf.constant, (*shape.batch(), ones, never)))
-    carry = fresh_carry(replicas)
+        from raylm.training.distribute import make_strategy
+        from raylm.training.state import fresh_carry, make_replicas
+        from raylm.training.step import Batch, Control, compile_step
+        from raylm.training.topology import Topology
 
-    def steps(count: int) -> None:
-        nonlocal carry
-        for position in range(count):
-            control = Control(tf.constant(position), tf.constant(0.01), tf.constant(0.0), None)
-            result, carry = step(batch, carry, control)
-        float(result.norm)
+        tree = shape.config.model_dump()
+        config = RunConfig.model_validate({**tree, "model": {**tree["model"], "kernel": kernel}})
+        topology = Topology(0, 1, 1, shape.lanes)
+        replicas = make_replicas(make_strategy(topology), topology, config, shape.words)
+        step = compile_step(replicas, config)
+        ones, never = np.ones((shape.lanes, shape.window), np.float32), np.zeros(shape.lanes, bool)
+        batch = Batch(*map(tf.constant, (*shape.batch(), ones, never)))
+        carry = fresh_carry(replicas)
 
-    return steps
+        def steps(count: int) -> None:
+            nonlocal carry
+            for position in range(count):
+                control = Control(tf.constant(position), tf.constant(0.01), tf.constant(0.0), None)
+                result, carry = step(batch, carry, control)
+            float(result.norm)
+
+        return steps
+
+    return make
 
 
 def trainer(shape: Shape, folder: Path) -> Steps:
@@ -165,6 +171,7 @@ def product(_: Shape, __: Path) -> Steps:
     """The machine's limit: one large matrix product a step."""
     import tensorflow as tf
 
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     one = tf.random.normal([PRODUCT_SIDE, PRODUCT_SIDE])
 
     def steps(count: int) -> None:
@@ -195,18 +202,22 @@ def keras(shape: Shape, _: Path) -> Steps:
 
 
 def torch_step(compiled: bool) -> Callable[[Shape, Path], Steps]:
-    """`torch_networks`, `clip_grad_norm_`, the recipe's optimizer, the carry detached between windows."""
+    """`torch_networks`, `clip_grad_norm_`, the recipe's optimizer, the carry detached between windows; on a GPU where
+    PyTorch sees one, in float32 in full as raylm."""
 
     def make(shape: Shape, _: Path) -> Steps:
         import torch
         from torch_networks import network
 
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_default_device(device)
+        torch.backends.cudnn.allow_tf32 = False
         model = network(shape)
         dense = [each for name, each in model.named_parameters() if shape.plain or "lstm" in name]
         clipped = dense if shape.config.optimizer.clip_of == "layers" else list(model.parameters())
         make_optimizer = torch.optim.Adagrad if shape.config.optimizer.name == "adagrad" else torch.optim.SGD
         optimizer = make_optimizer(model.parameters(), lr=0.01)
-        inputs, targets = (torch.from_numpy(ids.T.astype(np.int64)).contiguous() for ids in shape.batch())
+        inputs, targets = (torch.from_numpy(ids.T.astype(np.int64)).contiguous().to(device) for ids in shape.batch())
         carry = model.zero_carry(shape.lanes)
         forward = torch.compile(model) if compiled else model
 
@@ -227,7 +238,9 @@ def torch_step(compiled: bool) -> Callable[[Shape, Path], Steps]:
 
 
 CONTENDERS: dict[str, Callable[[Shape, Path], Steps]] = {
-    "raylm": raylm_step,
+    "raylm": raylm_step("auto"),
+    "raylm fused": raylm_step("fused"),
+    "raylm cudnn": raylm_step("cudnn"),
     "trainer": trainer,
     "torch": torch_step(compiled=False),
     "torch compiled": torch_step(compiled=True),
@@ -257,7 +270,11 @@ def main() -> None:
 
 
 def _memory() -> int:
-    """The most memory this process has held, in bytes."""
+    """The most memory this process has held, in bytes, of its GPU where the library that it imported sees one."""
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    if (tensorflow := sys.modules.get("tensorflow")) and tensorflow.config.list_physical_devices("GPU"):
+        return int(tensorflow.config.experimental.get_memory_info("GPU:0")["peak"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

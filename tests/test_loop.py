@@ -68,6 +68,7 @@ def test_every_event_says_what_when_and_where(unbroken: tuple[Path, Attempt]) ->
     assert all({"kind", "step", "position", "time"} <= set(line) for line in lines)
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     assert (lines[0]["kind"], lines[-1]["kind"]) == ("start", "end")
+    assert (lines[0]["kernel"], lines[0]["kernel_reason"]) == ("fused", "TensorFlow sees no GPU")
     assert (lines[-1]["status"], lines[-1]["step"]) == ("completed", 24)
     counts = Counter(line["kind"] for line in lines)
     assert {kind: counts[kind] for kind in ("start", "step", "eval", "sample", "end", "incident", "rollback")} == {

@@ -49,9 +49,11 @@ class ModelConfig(Section):
     mogrifier_rounds: NonNegativeInt = 0
     """Times that a layer's input and hidden state gate each other before each time step, 5 in the paper (Melis et al.
     2020); the gradient is TensorFlow's own then, and slower. 0: a plain LSTM."""
-    kernel: Literal["fused", "loop"] = "fused"
-    """A layer's gradient. fused: written out, one product for each weight; loop: TensorFlow's own, one time step after
-    the other, slower: a check."""
+    kernel: Literal["auto", "loop", "fused", "cudnn"] = "auto"
+    """What computes a layer in training. fused: a loop over time, its gradient written out, one product for each
+    weight. loop: the same with TensorFlow's own gradient, slower: a check. cudnn: NVIDIA's library, on GPUs, for plain
+    cells in float32 or tf32, without jit and exact_elastic. auto: cudnn where it can be had and its trial at the start
+    agrees with fused; else fused."""
     jit: bool = False
     """Compile the loops over time with XLA: some seconds at the start, and again for each width of sentences."""
     tie_weights: bool = False
@@ -90,6 +92,19 @@ class ModelConfig(Section):
         """Of the embedding and of each layer's output: layer n reads widths[n] and gives widths[n + 1]."""
         outputs = (self.projection,) * self.layers if self.projection else self.units
         return (self.embedding or self.projection or self.hidden, *outputs)
+
+    @property
+    def not_for_cudnn(self) -> str | None:
+        """The first option that cuDNN's layer cannot serve; none where it can compute this network."""
+        narrow = self.precision in ("bfloat16", "float16")  # cuDNN's gates and cells would have 16 bits too
+        asked = {
+            "peepholes": self.peepholes,
+            "projection": self.projection,
+            "mogrifier_rounds": self.mogrifier_rounds,
+            "jit": self.jit,
+            f"precision {self.precision}": narrow,
+        }
+        return next((f"model.{name}" for name, is_asked in asked.items() if is_asked), None)
 
     @model_validator(mode="after")
     def _mogrifier_is_a_plain_loop(self) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from raylm.config.cluster import ClusterConfig
 from raylm.config.data import DataConfig
@@ -52,6 +52,21 @@ class RunConfig(Section):
     """What is shown."""
     cluster: ClusterConfig = ClusterConfig()
     """Where it runs."""
+
+    @property
+    def not_for_cudnn(self) -> str | None:
+        """The first option that cuDNN's layer cannot serve; none where this run may use it."""
+        # Nobody promises that cuDNN computes a shard alike to the last bit whatever lies beside it.
+        return self.model.not_for_cudnn or ("cluster.exact_elastic" if self.cluster.exact_elastic else None)
+
+    @model_validator(mode="after")
+    def _cudnn_serves_what_is_asked(self) -> RunConfig:
+        if self.model.kernel == "cudnn" and self.not_for_cudnn:
+            raise ValueError(
+                f"model.kernel cudnn cannot be had with {self.not_for_cudnn}: leave one of them out, or take "
+                "--model.kernel auto"
+            )
+        return self
 
     @property
     def heeds_validation(self) -> bool:

@@ -14,8 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from raylm.config import ModelConfig
+from raylm.model.cudnn import cudnn_layer
 from raylm.model.dropout import Masks
 from raylm.model.embedding import lookup
+from raylm.model.kernels import KernelName
 from raylm.model.loss import cross_entropy_sum
 from raylm.model.lstm import Kernel, LayerCarry, LayerWeights, lstm_layer
 from raylm.model.mogrifier import mogrifier_layer
@@ -33,13 +35,16 @@ class LanguageModel(tf.Module):
     Weights are plain variables in one fixed order (`weights`), the same on every rank; `names` names them.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int, seed: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary: int, seed: int, kernel: KernelName | None = None) -> None:
+        """kernel: that computes the layers (`raylm.model.kernels`); None: one that every device has."""
         super().__init__(name="language_model")
         self.config = config
         self.vocabulary = vocabulary
         self.seed = seed
         tf.config.experimental.enable_tensor_float_32_execution(config.precision == "tf32")
-        self._kernel = Kernel(differentiated=config.kernel == "loop", jit=config.jit)
+        kernel = kernel or ("loop" if config.kernel == "loop" else "fused")
+        loop = Kernel(differentiated=kernel == "loop", jit=config.jit)
+        self._compute_layer = cudnn_layer if kernel == "cudnn" else partial(lstm_layer, kernel=loop)
         values = initial_weights(config, vocabulary, seed)
         self.weights: dict[str, tf.Variable] = {  # one by one: large tables are not held twice
             name: tf.Variable(values.pop(name), name=name.replace("/", "_"), trainable=True) for name in [*values]
@@ -64,7 +69,8 @@ class LanguageModel(tf.Module):
     ) -> tuple[Tensor, Carry]:
         """Hidden states before the softmax [T, B, H] and the carry after the window; masks=None drops nothing.
 
-        `touch` sees `embedding`, and of each layer `layer0/gates`, `layer0/outputs`; in `loss_sum` also `logits`.
+        `touch` sees `embedding`, and of each layer `layer0/gates` (by cuDNN `layer0/middle gates`, see there) and
+        `layer0/outputs`; in `loss_sum` also `logits`.
         """
         return self._outputs(inputs_TB, carry, masks, touch, tf.float32)[1:]
 
@@ -91,7 +97,7 @@ class LanguageModel(tf.Module):
                 rounds = [tf.cast(self.weights[name], dtype) for name in names]
                 hidden, layer_carry = mogrifier_layer(hidden, carry[layer], weights, rounds, within)
             else:
-                hidden, layer_carry = lstm_layer(hidden, carry[layer], weights, within, self._kernel)
+                hidden, layer_carry = self._compute_layer(hidden, carry[layer], weights, within)
             hidden = within("outputs", hidden)
             next_carry.append(layer_carry)
         dropped = hidden if masks is None else masks.drop(hidden, rates[-1], config.layers, config.locked_dropout)

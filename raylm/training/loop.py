@@ -167,11 +167,15 @@ class _Run:
             "parameters": self.replicas.model.parameters,
             "workers": self.topology.workers,
             "replicas": self.topology.replicas,
+            "kernel": self.replicas.kernel.kernel,
+            "kernel_reason": self.replicas.kernel.why,
         }
         if self.topology.rank == 0:
             words = len(self.datasets.train.vocabulary)
             facts["tokens_per_second_limit"] = tokens_per_second_limit(self.config, words, self.topology)
         self.record.begin(self.datasets.train, self.datasets.valid, facts, self.state.step, self.state.cursor)
+        if self.replicas.kernel.line:
+            self.record.note(self.replicas.kernel.line)
         if newest is None:
             self._save()
         self.record.wait("compiling the step")

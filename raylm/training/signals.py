@@ -17,7 +17,7 @@ replica, and nothing that trains depends on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Watch:
         self._due = position % every == 0
         shapes = {name: [0, *weight.shape[1:]] for name, weight in model.weights.items()}
         self._before = tf.cond(self._due, self._rows, lambda: {name: tf.zeros(shape) for name, shape in shapes.items()})
-        self._gates: list[Tensor] = []
+        self._gates: list[Callable[[], Tensor]] = []
 
     def look(self, touch: Touch) -> Touch:
         """A touch that looks at the gates after `touch`."""
@@ -48,6 +48,8 @@ class Watch:
         def looking(name: str, tensor: Tensor) -> Tensor:
             tensor = touch(name, tensor)
             if name.endswith("/gates"):
+                self._gates.append(lambda: tensor[tf.shape(tensor)[0] // 2])
+            elif name.endswith("/middle gates"):
                 self._gates.append(tensor)
             return tensor
 
@@ -69,7 +71,7 @@ class Watch:
             [
                 _ratio(tf.add_n(moved), tf.add_n(held)),
                 *map(_ratio, moved, held),
-                *map(_saturation, self._gates),
+                *(_saturation(gates()) for gates in self._gates),
                 *(_root_mean_square([layer.cell]) for layer in after),
                 _root_mean_square(tf.nest.flatten(before)),
                 tf.reduce_mean(tf.cast(lengths < 0.01 * mean, tf.float32)),
@@ -107,10 +109,9 @@ def named(model: LanguageModel, signals: Any) -> dict[str, float]:
     return {} if not values or math.isnan(values[0]) else dict(zip(signal_names(model), values, strict=True))
 
 
-def _saturation(gates_TBG: Tensor) -> Tensor:
-    """At the middle of the window, where sentences are seldom padded."""
-    middle = gates_TBG[tf.shape(gates_TBG)[0] // 2]
-    sigmoids = middle[:, : 3 * (gates_TBG.shape[-1] // 4)]
+def _saturation(gates_BG: Tensor) -> Tensor:
+    """Of one time step, in the middle of the window, where sentences are seldom padded."""
+    sigmoids = gates_BG[:, : 3 * (gates_BG.shape[-1] // 4)]
     return tf.reduce_mean(tf.cast((sigmoids < 0.1) | (sigmoids > 0.9), tf.float32))
 
 

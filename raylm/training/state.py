@@ -18,6 +18,7 @@ from raylm.config import RunConfig
 from raylm.data.cursor import Cursor
 from raylm.errors import UserError
 from raylm.guard.ledger import Ledger
+from raylm.model.kernels import Choice, choose, trial
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.model.lstm import LayerCarry
 from raylm.model.shapes import rows_of
@@ -49,7 +50,7 @@ class State:
 
 @dataclass(frozen=True)
 class Replicas:
-    """The model and the optimizer on every replica of this worker."""
+    """The model and the optimizer on every replica of this worker. kernel: what computes the layers there."""
 
     strategy: tf.distribute.Strategy
     topology: Topology
@@ -59,6 +60,7 @@ class Replicas:
     residual: Residual | None
     place_carry: Callable[[list[Any]], Any]
     gather_carry: Callable[[Any], list[Any]]
+    kernel: Choice
 
     @property
     def slots(self) -> dict[str, tf.Variable]:
@@ -67,9 +69,14 @@ class Replicas:
 
 
 def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: RunConfig, vocabulary: int) -> Replicas:
-    """Creates all variables, in the same order on every rank, before the first step."""
+    """Creates all variables, in the same order on every rank, before the first step.
+
+    Raises:
+        UserError: cuDNN was asked for, and cannot be had (`raylm.model.kernels`).
+    """
+    kernel = choose(config, bool(tf.config.list_logical_devices("GPU")), lambda: trial(config.model))
     with strategy.scope():
-        model = LanguageModel(config.model, vocabulary, config.seed)
+        model = LanguageModel(config.model, vocabulary, config.seed, kernel.kernel)
         optimizer = make_optimizer(config.optimizer, model.weights)
         loss_scale = make_loss_scale(config.model)
         residual = None
@@ -104,7 +111,7 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
         gathered = strategy.run(everyones, args=(carry,))
         return [strategy.experimental_local_results(part)[0][: topology.lanes] for part in gathered]
 
-    return Replicas(strategy, topology, model, optimizer, loss_scale, residual, place, gather)
+    return Replicas(strategy, topology, model, optimizer, loss_scale, residual, place, gather, kernel)
 
 
 def check_same_start(replicas: Replicas, step: int | None) -> None:

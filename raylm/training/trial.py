@@ -46,7 +46,9 @@ class Trial:
         """Raises: UserError: the snapshot is of another model or of other data."""
         report = config.report.model_copy(update={"signals": False})
         cluster = config.cluster.model_copy(update={"compress": "none"})  # on one replica there is no sum to compress
-        config = config.model_copy(update={"report": report, "cluster": cluster})
+        kernel = "auto" if config.model.kernel == "cudnn" else config.model.kernel  # the run's GPU may not be here
+        model = config.model.model_copy(update={"kernel": kernel})
+        config = config.model_copy(update={"report": report, "cluster": cluster, "model": model})
         self.config, self.schedule, self.snapshot = config, config.schedule, snapshot
         topology = Topology(0, 1, 1, config.data.lanes, config.cluster.fixed_shards)
         self._source = open_source(config, train, topology)
