@@ -171,6 +171,8 @@ def test_synonyms_lead_to_options_that_exist() -> None:
         ("worker = 3", "did you mean"),
         ("[model]\nhidden = 0", "--model.hidden 0: should be greater than 0"),
         ("model = 3", "model is a section with fields of its own, not 3"),
+        ("[model]\njit = true\nmogrifier_rounds = 2", "model: jit: there is no compiled form of mogrifier_rounds"),
+        ("[model]\njit = true\nkernel = 'cudnn'", "model.kernel cudnn cannot be had with model.jit: leave one of them"),
         ('recipe = "ptb-smal"', "did you mean ptb-small?"),
         ("recipe = 3", "there is no such recipe"),
         ("[model\n", "is not TOML"),

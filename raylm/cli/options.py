@@ -148,9 +148,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return _unknown(".".join(path), [key for key, _ in fields_of(model)], "key")
+    message = first["msg"].removeprefix("Value error, ")
     keys = dict(fields_of(model))
     while path and ".".join(path) not in keys:
         path.pop()
+    if not path and first["type"] == "value_error":  # of options that do not go together
+        return ": ".join([*map(str, first["loc"]), message])
     if not path:
         return f"{first['loc'][0]} is a section with fields of its own, not {first['input']!r}"
     option = "--" + ".".join(path).replace("_", "-")
@@ -159,7 +162,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     shortcut = SHORTCUTS.get(".".join(path))
     value = first["input"]
     shown = "none" if value is None else str(value) if not isinstance(value, (dict, list, tuple)) else repr(value)
-    message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{option}{f' (--{shortcut})' if shortcut else ''} {shown}: {message.replace('input should', 'should')}"
 
