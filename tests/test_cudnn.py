@@ -91,7 +91,7 @@ def test_a_step_on_cudnn_is_traced_whole_with_dropped_and_tied_weights_and_signa
     """Every weight gets a gradient of its shape, through cuDNN's own gradient, and every signal has its place."""
     model = model_on_cudnn(tie_weights=True, recurrent_dropout=0.5, dropout=0.2, temporal_regularization=1.0)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(inputs: Any, targets: Any, weights: Any, reset: Any) -> Any:
         control = Control(tf.constant(0), tf.constant(1.0), tf.constant(0.0), None)
         watch, masks = Watch(model, control.position, 1), Masks(tf.constant([1, 2]))

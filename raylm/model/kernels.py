@@ -142,7 +142,7 @@ def results(
         return forward | {f"gradient of {name}": gradient for name, gradient in gradients.items()}
 
     given = {name: tf.constant(value, dtype) for name, value in values.items()}
-    run = tf.function(compute) if traced else compute
+    run = tf.function(compute, autograph=False) if traced else compute
     found = run(given, [tf.constant(value, dtype) for value in upstream])
     return {name: value.numpy() for name, value in found.items()}
 
