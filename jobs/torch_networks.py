@@ -1,4 +1,4 @@
-"""The networks of `bench_step.py` in PyTorch, each as its users write it."""
+"""The networks of `bench_step.py` and `reproduce.py` in PyTorch, each as its users write it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from step_contenders import Shape
 from torch import nn
 from torch.nn import functional
 
+from raylm.config import ModelConfig
+
 
 def network(shape: Shape) -> Any:
     """A module from (inputs [T, B], targets [T, B], carry) to the mean loss and the carry."""
     if shape.plain:
         return Stack(shape)
-    return Projected(shape) if shape.config.model.projection else Awd(shape)
+    if shape.config.model.projection:
+        return Projected(shape)
+    unpaid = {"recurrent_dropout": 0.0, "activation_regularization": 0.0, "temporal_regularization": 0.0}
+    return Awd(shape.config.model.model_copy(update=unpaid), shape.words)  # which favours it: raylm computes them
 
 
 class Stack(nn.Module):
@@ -41,28 +46,60 @@ class Stack(nn.Module):
 
 
 class Awd(nn.Module):
-    """Merity et al. 2017, without DropConnect, AR and TAR, which favours it: raylm computes them."""
+    """Merity et al. 2017, every part; with none of them, Zaremba et al. 2014. One bias a layer, as in the equations.
 
-    def __init__(self, shape: Shape) -> None:
+    In training the loss has AR and TAR in it, and masks are drawn anew for each call; in evaluation neither.
+    """
+
+    def __init__(self, model: ModelConfig, words: int) -> None:
         super().__init__()
-        self.model = model = shape.config.model
-        self.embedding = nn.Embedding(shape.words, model.widths[0])
-        self.lstms = nn.ModuleList(map(nn.LSTM, model.widths[:-1], model.units))
-        self.softmax = nn.Linear(model.widths[-1], shape.words)
-        self.softmax.weight = self.embedding.weight
+        self.model = model
+        self.embedding = nn.Parameter(torch.empty(words, model.widths[0]))
+        self.layers = nn.ParameterList()
+        for read, units in zip(model.widths, model.units, strict=False):
+            self.layers += [torch.empty(4 * units, read), torch.empty(4 * units, units), torch.empty(4 * units)]
+        self.softmax = self.embedding if model.tie_weights else nn.Parameter(torch.empty(words, model.widths[-1]))
+        self.bias = nn.Parameter(torch.empty(words))
+        self.reset()
+
+    def reset(self) -> None:
+        """Fresh weights: uniform in ± init_scale; as AWD has them, layers in ± 1/√units, the softmax's bias at zero."""
+        model, awd = self.model, self.model.init == "awd"
+        for table in (self.embedding, self.softmax):
+            nn.init.uniform_(table, -model.init_scale, model.init_scale)
+        for number, weight in enumerate(self.layers):
+            scale = model.units[number // 3] ** -0.5 if awd else model.init_scale
+            nn.init.uniform_(weight, -scale, scale)
+        nn.init.uniform_(self.bias, *(2 * [0.0] if awd else [-model.init_scale, model.init_scale]))
 
     def forward(self, inputs: Any, targets: Any, carry: Any) -> Any:
         model, after = self.model, []
-        words = _mask((len(self.embedding.weight), 1), model.embedding_dropout) * self.embedding.weight
-        hidden = functional.embedding(inputs, words)
-        for lstm, before, rate in zip(self.lstms, carry, model.dropout_rates, strict=False):
-            hidden, end = lstm(hidden * _mask((1, *hidden.shape[1:]), rate), before)
-            after.append(end)
-        hidden = hidden * _mask((1, *hidden.shape[1:]), model.dropout_rates[-1])
-        return functional.cross_entropy(self.softmax(hidden).flatten(0, 1), targets.flatten()), after
+        words = self._drop(self.embedding, (len(self.embedding), 1), model.embedding_dropout)
+        raw = functional.embedding(inputs, words)
+        for layer, before in enumerate(carry):
+            kernel, recurrent, bias = self.layers[3 * layer : 3 * layer + 3]
+            recurrent = self._drop(recurrent, recurrent.shape, model.recurrent_dropout)
+            weights = [kernel, recurrent, bias, torch.zeros_like(bias)]  # the second bias is one too many
+            read = self._drop_units(raw, model.dropout_rates[layer])
+            raw, *end = torch.lstm(read, before, weights, True, 1, 0.0, self.training, False, False)
+            after.append(tuple(end))
+        hidden = self._drop_units(raw, model.dropout_rates[-1])
+        logits = functional.linear(hidden, self.softmax, self.bias)
+        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        if self.training and model.activation_regularization:
+            loss = loss + model.activation_regularization * hidden.pow(2).mean()
+        if self.training and model.temporal_regularization and len(raw) > 1:
+            loss = loss + model.temporal_regularization * (raw[1:] - raw[:-1]).pow(2).mean()
+        return loss, after
 
     def zero_carry(self, lanes: int) -> Any:
-        return [(torch.zeros(1, lanes, units), torch.zeros(1, lanes, units)) for units in self.model.units]
+        return [tuple(self.bias.new_zeros(1, lanes, units) for _ in range(2)) for units in self.model.units]
+
+    def _drop_units(self, hidden: Any, rate: float) -> Any:
+        return self._drop(hidden, (1 if self.model.locked_dropout else len(hidden), *hidden.shape[1:]), rate)
+
+    def _drop(self, values: Any, size: tuple[int, ...], rate: float) -> Any:
+        return values * _mask(size, rate, values.device) if self.training and rate else values
 
 
 class Projected(nn.Module):
@@ -96,5 +133,5 @@ class Projected(nn.Module):
         return [(torch.zeros(1, lanes, self.model.widths[-1]), torch.zeros(1, lanes, self.model.hidden))]
 
 
-def _mask(size: tuple[int, ...], rate: float) -> Any:
-    return torch.bernoulli(torch.full(size, 1 - rate)) / (1 - rate)
+def _mask(size: tuple[int, ...], rate: float, device: Any) -> Any:
+    return torch.bernoulli(torch.full(size, 1 - rate, device=device)) / (1 - rate)

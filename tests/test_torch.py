@@ -6,6 +6,9 @@ Where PyTorch is installed: `pip install torch`, `pytest -m slow tests/test_torc
 from __future__ import annotations
 
 import importlib
+import itertools
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,3 +102,92 @@ def test_fifty_updates_follow_a_pytorch_loop_to_1e_3(network: str, reference: An
         np.testing.assert_allclose(
             states[-1].weights[name], as_ours(parameter.detach().numpy()), rtol=0, atol=1e-3, err_msg=name
         )
+
+
+REPRODUCED: dict[str, dict[str, Any]] = {
+    "zaremba": {
+        "model": {"layers": 2, "hidden": 24, "init_scale": 0.3},
+        "optimizer": {"name": "sgd", "clip_norm": 2.0, "loss_scale": "sequence_sum"},
+    },
+    "awd": {
+        "data": {"lanes": LANES, "window": TIME, "jitter": True},
+        "model": {
+            "layers": 3,
+            "hidden": 24,
+            "embedding": 10,
+            "tie_weights": True,
+            "init": "awd",
+            "init_scale": 0.5,
+            "activation_regularization": 2.0,
+            "temporal_regularization": 1.0,
+        },
+        "optimizer": {"name": "sgd", "clip_norm": 0.1, "loss_scale": "token_mean", "weight_decay": 1e-3},
+        "schedule": {"kind": "constant", "learning_rate": 30.0},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def training(reference: Any) -> Any:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+    return importlib.import_module("torch_training")
+
+
+@pytest.mark.parametrize("recipe", REPRODUCED)
+def test_an_update_of_the_reproduction_s_pytorch_side_is_raylm_s(
+    recipe: str, training: Any, reference: Any, tmp_path: Path
+) -> None:
+    """Three windows from the same weights without masks: AR, TAR, weight decay, tied weights, the shorter window's rate
+    and the clip."""
+    tree = {"data": {"lanes": LANES, "window": TIME}, "schedule": {"kind": "held"}, **REPRODUCED[recipe]}
+    config, random, windows = RunConfig.model_validate(tree), np.random.default_rng(2), []
+    for number, length in enumerate((TIME, 7, TIME)):
+        inputs, targets = random.integers(0, WORDS, (2, LANES, length)).astype(np.int32)
+        rate = config.schedule.learning_rate * (length / TIME if config.data.jitter else 1)
+        reset, ones = np.full(LANES, number == 0), np.ones((LANES, length), np.float32)
+        windows.append(Window(inputs, targets, ones, reset, rate, number))
+    states = call(steps, 1, LANES, WORDS, {recipe: (tree, windows)})[recipe]
+    other = training.Training(config, dict.fromkeys(("train", "valid", "test"), np.arange(99)), WORDS, tmp_path)
+    network, torch, weights = other.network, reference.torch, states[0].weights
+    layers = [
+        reference.of_gates(weights[f"lstm{layer}/{part}"]).T
+        for layer, part in itertools.product(range(config.model.layers), ("kernel", "recurrent", "bias"))
+    ]
+    given = [weights["embedding"], *([] if config.model.tie_weights else [weights["softmax"]]), weights["softmax/bias"]]
+    tables = [network.embedding, *([] if config.model.tie_weights else [network.softmax]), network.bias]
+    with torch.no_grad():
+        for parameter, value in zip([*network.layers, *tables], [*layers, *given], strict=True):
+            parameter.copy_(torch.tensor(value))
+    for window in windows:
+        other.update(*(torch.tensor(ids.T).long() for ids in window[:2]))
+    for name, parameter in (("embedding", network.embedding), ("softmax/bias", network.bias)):
+        moved = np.abs(states[-1].weights[name] - weights[name]).max()
+        difference = np.abs(parameter.detach().numpy() - states[-1].weights[name]).max()
+        assert difference < 1e-4 * moved, name
+    for number, (layer, part) in enumerate(itertools.product(range(config.model.layers), ("kernel", "recurrent"))):
+        found = reference.of_gates(network.layers[number // 2 * 3 + number % 2].detach().numpy().T)
+        wanted, before = (state.weights[f"lstm{layer}/{part}"] for state in (states[-1], states[0]))
+        assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted - before).max(), (layer, part)
+
+
+def test_the_reproduction_s_pytorch_side_goes_on_where_it_was_stopped(training: Any, tmp_path: Path) -> None:
+    """Stopped again and again, in training and in evaluation, with masks, lengths and averaging: the same end."""
+    masks = {"embedding_dropout": 0.1, "dropout": 0.3, "locked_dropout": True, "recurrent_dropout": 0.5}
+    awd = REPRODUCED["awd"]
+    tree = {**awd, "epochs": 4, "model": {**awd["model"], **masks}}
+    tree["optimizer"] = {**awd["optimizer"], "averaging": "triggered", "patience": 1}
+    config, random = RunConfig.model_validate(tree), np.random.default_rng(3)
+    texts = {split: random.integers(0, WORDS, 400) for split in ("train", "valid", "test")}
+    unbroken = training.Training(config, texts, WORDS, tmp_path / "unbroken")
+    assert unbroken.run(lambda: False, print)
+    assert unbroken.progress.averaged > 0
+    attempts = 0
+    for _ in range(100):
+        calls = itertools.count()
+        broken = training.Training(config, texts, WORDS, tmp_path / "broken")
+        if broken.run(lambda calls=calls: next(calls) >= 4, print):  # type: ignore[misc]
+            break
+        attempts += 1
+    assert 3 < attempts < 100
+    assert broken.progress.valid == unbroken.progress.valid
+    assert broken.progress.test == unbroken.progress.test

@@ -1,0 +1,304 @@
+"""Reproduces a recipe's published figures, or a prefix of it beside the same prefix in PyTorch, and writes the row for
+the README's table.
+
+    python jobs/reproduce.py ptb-small                       all 13 epochs; --workers 2 on two workers
+    python jobs/reproduce.py ptb-medium                      3 epochs on two cores; everything where there is a GPU
+    python jobs/reproduce.py ptb-awd --epochs 2 --seeds 0 1
+    python jobs/reproduce.py bytes --corpus my-text.txt      byte by byte, against the floor of pairs of bytes
+
+raylm's side is `jobs/train_ptb.py`, PyTorch's (`pip install torch`) `jobs/torch_training.py`. Other options are those
+of `raylm train` and hold for both. Ctrl-C and SIGTERM save; the same command goes on. What is found is in
+STORAGE/reproduce-RECIPE: raylm's runs, PyTorch's state, results.json after each of them, and row.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from raylm.cli.main import guarded
+from raylm.cli.options import parse_run_config
+from raylm.cli.train import prepare
+from raylm.config import RunConfig
+from raylm.data.caching import write_file
+from raylm.data.dataset import open_dataset
+from raylm.errors import UserError
+from raylm.observe import figures
+from raylm.observe.events import NAME as EVENTS
+from raylm.observe.events import Event, number, read_events, validation_losses
+from raylm.observe.summary import NAME as SUMMARY
+from raylm.observe.summary import Summary
+
+TRAIN = Path(__file__).resolve().with_name("train_ptb.py")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Published perplexities on PTB, and the epochs that two cores can train in an hour; None: all."""
+
+    valid: float
+    test: float
+    epochs: int | None
+
+
+PROOFS = {
+    "ptb-small": Proof(121.4, 115.9, None),
+    "ptb-medium": Proof(86.2, 82.1, 3),
+    "ptb-large": Proof(82.2, 78.3, 1),
+    "ptb-awd": Proof(61.2, 58.8, 2),
+}
+BYTES = "bytes"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one program reached with one seed: nats a token on the valid text after each epoch, on the test text after
+    the last; seconds of training and evaluation."""
+
+    valid: tuple[float, ...]
+    test: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both sides with one seed."""
+
+    seed: int
+    raylm: Side
+    pytorch: Side | None
+
+
+class Stopping:
+    """Ctrl-C and SIGTERM: remembered, and handed on to the program that runs."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._hear)
+
+    def _hear(self, heard: int, _: Any) -> None:
+        self.number = heard
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(heard)
+
+    def asked(self) -> bool:
+        return self.number is not None
+
+    def run(self, command: Sequence[str]) -> int:
+        """A program to its end, out of the terminal's reach, so that it hears of Ctrl-C once; its exit code."""
+        self.child = subprocess.Popen(command, start_new_session=True)
+        if self.number is not None:
+            self.child.send_signal(self.number)
+        return self.child.wait()
+
+
+def main(arguments: Sequence[str], program: str = "python jobs/reproduce.py") -> int:
+    """The exit code. Raises: UserError: a mistake of the user's."""
+    options, rest = _parse(arguments, program)
+    words, proof = _training_words(options, rest), PROOFS.get(options.recipe)
+    config = parse_run_config(words, program=program)
+    beside = proof is not None and not options.without_pytorch
+    if beside and find_spec("torch") is None:
+        raise UserError("PyTorch's side needs it: pip install torch, or leave that side out with --without-pytorch")
+    among = f"-{options.workers}-workers" if options.workers > 1 else ""
+    folder = Path(options.storage_path).expanduser().resolve() / f"reproduce-{options.recipe}{among}"
+    _keep(folder / "asked.json", words)
+    stopping, pairs = Stopping(), []
+    for seed in options.seeds:
+        ours = _raylm(stopping, folder, [*words, "--seed", str(seed)], f"seed-{seed}")
+        if ours is None:
+            return _stopped(stopping, program, arguments)
+        pairs.append(Pair(seed, ours, None))
+        _write(folder, pairs)
+        if beside:
+            theirs = _pytorch(stopping, folder, config.model_copy(update={"seed": seed}))
+            if theirs is None:
+                return _stopped(stopping, program, arguments)
+            pairs[-1] = Pair(seed, ours, theirs)
+            _write(folder, pairs)
+    command = f"{program} {shlex.join(_told(arguments))}"
+    print()
+    if proof is None:
+        print(
+            bytes_row(
+                Summary.from_json(json.loads((folder / f"seed-{pairs[0].seed}" / SUMMARY).read_text())),
+                pairs[0],
+                command,
+            )
+        )
+        return 0
+    table = row(options.recipe, proof, config.epochs, pairs, command)
+    write_file(folder / "row.md", table.encode())
+    print(*curves(pairs), table, sep="\n")
+    return 0
+
+
+def row(recipe: str, proof: Proof, epochs: int, pairs: Sequence[Pair], command: str) -> str:
+    """The table's head and the recipe's row, in Markdown. Several seeds: perplexities of their mean nats."""
+    ours, theirs = [pair.raylm for pair in pairs], [pair.pytorch for pair in pairs if pair.pytorch]
+    difference, seconds = "", f"{fmean(side.seconds for side in ours):,.0f}"
+    if theirs:
+        difference = f"{relative_difference(ours, theirs):+.2%}"
+        seconds += f" / {fmean(side.seconds for side in theirs):,.0f}"
+    if len(pairs) > 1:
+        spreads = [f"{(max(last) - min(last)) / fmean(last):.2%}" for last in map(_last, (ours, theirs)) if last]
+        difference += f" (among seeds: {', '.join(spreads)})"
+    cells = (
+        f"`{recipe}`, {epochs} epochs",
+        f"{proof.valid} / {proof.test}",
+        _perplexities(ours),
+        _perplexities(theirs) if theirs else "",
+        difference,
+        seconds,
+        f"`{command}`",
+    )
+    head = (
+        "| recipe | published, trained to its end | raylm, valid / test | PyTorch | nats, valid | seconds | command |"
+    )
+    return f"{head}\n|{7 * '---|'}\n| {' | '.join(cells)} |\n"
+
+
+def relative_difference(ours: Sequence[Side], theirs: Sequence[Side]) -> float:
+    """How much higher raylm's mean validation loss is after the last epoch, as a share of PyTorch's."""
+    return fmean(_last(ours)) / fmean(_last(theirs)) - 1
+
+
+def curves(pairs: Sequence[Pair]) -> list[str]:
+    """A line for each seed and epoch: the valid nats of both sides."""
+    lines = []
+    for pair in pairs:
+        others = pair.pytorch.valid if pair.pytorch else ()
+        for epoch, nats in enumerate(pair.raylm.valid):
+            beside = f", PyTorch {others[epoch]:.4f} ({nats / others[epoch] - 1:+.2%})" if epoch < len(others) else ""
+            lines.append(f"seed {pair.seed}, epoch {epoch + 1}: raylm {nats:.4f} nats{beside}")
+    return lines
+
+
+def bytes_row(summary: Summary, pair: Pair, command: str) -> str:
+    """What a run of `bytes` reached on the valid text, beside the floor of pairs, in bits a byte."""
+    reached, floor = pair.raylm.valid[-1], summary.bigram_nats or math.nan
+    verdict = "below" if reached < floor else "NOT below"
+    found, least = (f"{nats / math.log(2):.2f} bits a byte ({math.exp(nats):.2f})" for nats in (reached, floor))
+    return f"valid {found}, {verdict} the bigram floor of {least}, in {pair.raylm.seconds:,.0f} s: {command}"
+
+
+def side_of(events: Sequence[Event]) -> Side:
+    """raylm's side by its log; time passes between events, but not before a start or a resume."""
+    spans = ((before["time"], after) for before, after in pairwise(events))
+    seconds = sum(after["time"] - before for before, after in spans if after["kind"] not in ("start", "resume"))
+    test = [number(event["nats"]) for event in events if event["kind"] == "eval" and event["split"] == "test"]
+    return Side(tuple(validation_losses(events).values()), test[-1] if test else None, seconds)
+
+
+def _raylm(stopping: Stopping, folder: Path, words: Sequence[str], name: str) -> Side | None:
+    """Trains, or goes on; None where that was stopped. Raises: UserError: the run failed."""
+    run = folder / name
+    if not (run / SUMMARY).is_file() or json.loads((run / SUMMARY).read_text())["status"] != "completed":
+        start = [sys.executable, str(TRAIN), *words, "--name", name, "--storage-path", str(folder)]
+        again = [str(Path(sys.executable).with_name("raylm")), "resume", "--from-checkpoint", str(run)]
+        begun = (run / "checkpoints").is_dir()
+        if not begun and (run / "config.json").is_file():
+            (run / "config.json").unlink()  # killed before its first checkpoint
+        code = stopping.run(again if begun else start)
+        if stopping.asked():
+            return None
+        if code:
+            raise UserError(f"{run}: the run ended with exit code {code}; what it printed says why")
+    return side_of(list(read_events(run / EVENTS)))
+
+
+def _pytorch(stopping: Stopping, folder: Path, config: RunConfig) -> Side | None:
+    """Trains, or goes on; None where that was stopped."""
+    from torch_training import Training  # here: PyTorch is optional
+
+    data = {split: open_dataset(place) for split, place in prepare(config, print).datasets.items()}
+    texts = {split: each.read(0, each.tokens) for split, each in data.items()}
+    training = Training(config, texts, len(data["train"].vocabulary), folder / f"pytorch-{config.seed}")
+    if not training.run(stopping.asked, lambda line: print(time.strftime("%H:%M:%S"), line, flush=True)):
+        return None
+    progress = training.progress
+    return Side(tuple(progress.valid), progress.test, progress.seconds)
+
+
+def _last(sides: Sequence[Side]) -> list[float]:
+    return [side.valid[-1] for side in sides]
+
+
+def _perplexities(sides: Sequence[Side]) -> str:
+    tests = [side.test for side in sides if side.test is not None]
+    values = (fmean(_last(sides)), fmean(tests) if tests else math.nan)
+    return " / ".join(figures.perplexity(math.exp(nats)) for nats in values)
+
+
+def _write(folder: Path, pairs: Sequence[Pair]) -> None:
+    write_file(folder / "results.json", json.dumps([asdict(pair) for pair in pairs], indent=2).encode())
+
+
+def _keep(path: Path, words: Sequence[str]) -> None:
+    """Writes what was asked for. Raises: UserError: the folder is of something else."""
+    if path.is_file() and (before := json.loads(path.read_text())) != [*words]:
+        raise UserError(f"{path.parent} was begun with {shlex.join(before)}: choose another --storage-path")
+    write_file(path, json.dumps([*words]).encode())
+
+
+def _stopped(stopping: Stopping, program: str, arguments: Sequence[str]) -> int:
+    print(f"stopped and saved; go on with: {program} {shlex.join(arguments)}")
+    return 128 + (stopping.number or 0)
+
+
+def _told(arguments: Sequence[str]) -> list[str]:
+    """The command line without where results are kept."""
+    words = [*arguments]
+    if "--storage-path" in words:
+        at = words.index("--storage-path")
+        del words[at : at + 2]
+    return words
+
+
+def _training_words(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """The options of `raylm train`."""
+    words = ["--recipe", options.recipe, "--workers", str(options.workers), *rest]
+    proof = PROOFS.get(options.recipe)
+    if proof is not None and "--corpus" not in rest:
+        words += ["--corpus", "ptb"]
+    epochs = options.epochs or (proof.epochs if proof and not Path("/dev/nvidia0").exists() else None)
+    return [*words, "--epochs", str(epochs)] if epochs else words
+
+
+def _parse(arguments: Sequence[str], program: str) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        program,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", choices=[*PROOFS, BYTES])
+    parser.add_argument("--epochs", type=int, help="default: as many as two cores train in an hour; all with a GPU")
+    parser.add_argument("--workers", type=int, default=1, help="of raylm's side")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="both sides are run with each")
+    parser.add_argument("--storage-path", default=os.environ.get("RAYLM_STORAGE_PATH", "runs"), help="a folder")
+    parser.add_argument("--without-pytorch", action="store_true", help="raylm's side alone")
+    options, rest = parser.parse_known_args(arguments)
+    for own in {"--seed", "--name"} & set(rest):
+        raise UserError(f"{own}: the runs have names and seeds of their own: give --seeds")
+    return options, rest
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:], "python jobs/reproduce.py"))
