@@ -37,7 +37,8 @@ PTB_LARGE: Recipe = {
 
 # AWD-LSTM: Merity, Keskar and Socher 2017 (arXiv:1708.02182), the parts and numbers for PTB: 61.2 / 58.8, 24 M
 # parameters; `ptb-awd-finetune` goes on to 58.8 / 56.5, `raylm eval --cache` to 53.2 / 52.5. On WikiText-2 it has 80
-# lanes, input_dropout .65, dropout .2 and 750 epochs.
+# lanes, input_dropout .65, dropout .2 and 750 epochs. With --model.mogrifier-rounds 5 it is a Mogrifier, but not that
+# of Melis et al. 2020 (arXiv:1909.01792): theirs has gates of rank 84, RMSProp, capped input gates, skip connections.
 PTB_AWD: Recipe = {
     "epochs": 500,
     "data": {"lanes": 20, "window": 70, "jitter": True},
@@ -76,7 +77,8 @@ PTB_AWD_FINETUNE: Recipe = {
 }
 
 # Jozefowicz et al. 2016 (arXiv:1602.02410), LSTM-2048-512 on the One Billion Word benchmark: 48.7 held-out with 800,000
-# words. Give the text with --data.corpus and the words with --data.vocabulary-size; 256 lanes are one GPU's.
+# words. Give the text with --corpus and the words with --data.vocabulary-size; 256 lanes are one GPU's. Without that
+# text: jobs/zipf_corpus.py makes one of 177,000 words in 13 shards, and says how to train on it.
 LM1B: Recipe = {
     "epochs": 5,
     "data": {"lanes": 256, "window": 20, "vocabulary_size": 800_000, "order": "chunk"},

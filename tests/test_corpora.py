@@ -277,6 +277,22 @@ def test_a_folder_that_is_not_clear_says_what_is_missing_or_double(tmp_path: Pat
         find([str(tmp_path), str(tmp_path / "train.txt")], tmp_path)
 
 
+def test_bytes_that_are_one_line_are_divided_anywhere(tmp_path: Path) -> None:
+    def divide(text: bytes) -> list[bytes]:
+        file = Path(write(tmp_path / "text", text))
+        corpus = find_corpus(str(file), cache_dir=tmp_path / "cache", say=lambda _: None, as_bytes=True)
+        return [path.read_bytes() for (path,) in (corpus.train, corpus.valid, corpus.test)]
+
+    text = b"a line without an end, " * 5000
+    parts = divide(text)
+    assert b"".join(parts) == text + b"\n"
+    assert [round(len(part) / len(text), 2) for part in parts] == [0.8, 0.1, 0.1]
+    with pytest.raises(UserError, match=r"text has fewer than the 1,000 bytes that it takes to divide it"):
+        divide(b"a line")
+    with pytest.raises(UserError, match="text is empty"):
+        divide(b"")
+
+
 def test_text_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.txt does not exist"):
         find(str(tmp_path / "nothing.txt"), tmp_path)

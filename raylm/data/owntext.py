@@ -25,6 +25,7 @@ _ROLES = {
     "test": "test",
 }
 _FEWEST_LINES = 10
+_PIECES = 1000  # of bytes with fewer lines, which are cut anywhere
 
 
 def find_text(
@@ -34,7 +35,7 @@ def find_text(
 
     A folder must hold one file for each (`train.txt`, `ptb.train.txt`, `wiki.train.tokens`, `train-00.parquet`...);
     files named so are taken as that too. Any other files are divided by line, in their order: the first 80 % to
-    train on, the next 10 % to validate, the last 10 % to test.
+    train on, the next 10 % to validate, the last 10 % to test. Bytes that have not the lines for it are cut anywhere.
 
     Raises:
         UserError: missing, unreadable, empty, not UTF-8, too short to divide, or a folder where it is not clear.
@@ -63,7 +64,7 @@ def find_text(
         return by_role["train"], by_role["valid"], by_role["test"], "train, valid and test as named"
     return *_divide(
         tuple(named), cache_dir, say, as_bytes
-    ), "divided by line: first 80 % train, next 10 % valid, last 10 % test"
+    ), "divided in its order: first 80 % train, next 10 % valid, last 10 % test"
 
 
 def _by_role(files: Sequence[Path]) -> dict[str, Paths]:
@@ -78,28 +79,40 @@ def _by_role(files: Sequence[Path]) -> dict[str, Paths]:
 
 def _divide(files: Paths, cache_dir: Path, say: Callable[[str], None], as_bytes: bool) -> tuple[Paths, Paths, Paths]:
     digest = hashlib.sha256()
-    lines = 0
+    lines = size = 0
     for line in _lines(files, as_bytes):
         digest.update(line)
         lines += 1
+        size += len(line)
     if not lines:
         raise UserError(f"{files[0]} is empty: there is nothing to train on")
+    longest, few = size, f"{lines} of the at least {_FEWEST_LINES} lines"
+    if as_bytes and lines < _FEWEST_LINES:
+        longest, few = size // _PIECES, f"fewer than the {_PIECES:,} bytes"
+        lines = sum(1 for _ in _pieces(files, as_bytes, longest)) if longest else 0
     if lines < _FEWEST_LINES:
         raise UserError(
-            f"{files[0]} has {lines} of the at least {_FEWEST_LINES} lines that it takes to divide it into train, "
-            "valid and test; or name a folder that holds the three"
+            f"{files[0]} has {few} that it takes to divide it into train, valid and test; or name a folder that holds "
+            "the three"
         )
     folder = cache_dir / "text" / digest.hexdigest()[:32]
     held_out = lines // 10
     train, valid, test = (folder / name for name in ("train.txt", "valid.txt", "test.txt"))
     if not folder.is_dir():
-        say(f"dividing {lines:,} lines: {lines - 2 * held_out:,} train, {held_out:,} valid, {held_out:,} test")
+        unit = "lines" if longest == size else "pieces"
+        say(f"dividing {lines:,} {unit}: {lines - 2 * held_out:,} train, {held_out:,} valid, {held_out:,} test")
         with new_folder(folder) as staging, ExitStack() as stack:
             outputs = [stack.enter_context((staging / path.name).open("wb")) for path in (train, valid, test)]
-            for number, line in enumerate(_lines(files, as_bytes)):
+            for number, piece in enumerate(_pieces(files, as_bytes, longest)):
                 role = 0 if number < lines - 2 * held_out else 1 if number < lines - held_out else 2
-                outputs[role].write(line)
+                outputs[role].write(piece)
     return (train,), (valid,), (test,)
+
+
+def _pieces(files: Paths, as_bytes: bool, longest: int) -> Iterator[bytes]:
+    """The lines, none of them longer than so many bytes."""
+    for line in _lines(files, as_bytes):
+        yield from (line[at : at + longest] for at in range(0, len(line), longest))
 
 
 def _lines(files: Paths, as_bytes: bool) -> Iterator[bytes]:
