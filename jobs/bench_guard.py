@@ -93,10 +93,9 @@ def _ungated(replicas: Replicas, config: RunConfig) -> Callable[..., Any]:
         loss_sum, tokens, stop = tf.unstack(scalars)
         scale = 1 / float(lanes)
         norm = scale * global_norm(gradients)
-        replicas.optimizer.apply(
-            gradients, scale * clip_factor(norm, config.optimizer.clip_norm), control.learning_rate
-        )
-        return StepResult(loss_sum, tokens, norm, tf.constant(True), stop, tf.ones([])), share.next_carry
+        clip = clip_factor(norm, config.optimizer.clip_norm)
+        replicas.optimizer.apply(gradients, [scale * clip] * len(gradients), control.learning_rate)
+        return StepResult(loss_sum, tokens, norm, tf.constant(True), stop, tf.ones([]), clip), share.next_carry
 
     @tf.function
     def step(batch: Batch, carry: Any, control: Control) -> Any:

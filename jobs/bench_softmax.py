@@ -135,16 +135,16 @@ def _in_passes(optimizer: Any) -> Any:
     """The optimizer with an update as plain TensorFlow code writes it."""
     weights, slots = optimizer.weights, optimizer.slots
 
-    def sgd(gradients: Sequence[Any], factor: Any, learning_rate: Any) -> None:
-        for weight, gradient in zip(weights.values(), gradients, strict=True):
+    def sgd(gradients: Sequence[Any], factors: Sequence[Any], learning_rate: Any) -> None:
+        for weight, gradient, factor in zip(weights.values(), gradients, factors, strict=True):
             weight.assign_sub(factor * learning_rate * gradient)
 
-    def adam(gradients: Sequence[Any], factor: Any, learning_rate: Any) -> None:
+    def adam(gradients: Sequence[Any], factors: Sequence[Any], learning_rate: Any) -> None:
         slots["updates"].assign_add(1.0)
         count = slots["updates"].read_value()
         root = tf.sqrt(1 - optimizer.beta2**count)
         rate = learning_rate * root / (1 - optimizer.beta1**count)
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+        for (name, weight), gradient, factor in zip(weights.items(), gradients, factors, strict=True):
             first, second, clipped = slots[f"{name}/first"], slots[f"{name}/second"], factor * gradient
             first.assign_sub((1 - optimizer.beta1) * (first - clipped))
             second.assign_sub((1 - optimizer.beta2) * (second - tf.square(clipped)))

@@ -157,6 +157,15 @@ def test_the_loss_and_every_gradient_are_those_of_the_whole_network(changes: dic
         np.testing.assert_allclose(tf.convert_to_tensor(found).numpy(), wanted, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("by_rows", [(), ("embedding",)])
+def test_a_table_is_used_by_rows_only_where_updates_write_rows(by_rows: tuple[str, ...]) -> None:
+    """Elsewhere it would make a copy of the table of each read and of each update."""
+    model = LanguageModel(TINY.model_copy(update={"sampled_softmax": 2}), WORDS, 0, by_rows=by_rows)
+    loss = tf.function(lambda: model.loss_sum(*window(), model.zero_carry(LANES), None, position=tf.constant(0)))
+    kinds = [operation.type for operation in loss.get_concrete_function().graph.get_operations()]
+    assert kinds.count("ResourceGather") == len(by_rows)
+
+
 def test_a_sampled_softmax_is_exact_where_no_position_is_given() -> None:
     model, sampled = (
         LanguageModel(TINY.model_copy(update=change), WORDS, 0) for change in ({}, {"sampled_softmax": 2})

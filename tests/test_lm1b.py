@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from pydantic import ValidationError
-from tiny_runs import end_of, make_texts, tiny
+from tiny_runs import end_of, events, make_texts, tiny
 from training_cases import attempt
 from training_runner import Call, answers
 
@@ -18,6 +18,7 @@ from raylm.checkpoint.store import CheckpointStore
 from raylm.config import ModelConfig, OptimizerConfig, RunConfig
 from raylm.model.language_model import LanguageModel
 from raylm.optim.averaging import COUNT, PREFIX
+from raylm.optim.clipping import which_clipped
 from raylm.optim.optimizers import make_optimizer
 from raylm.recipes import RECIPES
 from raylm.training.step import Share, apply_gated
@@ -53,6 +54,9 @@ def test_a_run_that_was_broken_off_ends_as_the_unbroken_one_and_two_replicas_tra
         f"{PREFIX}{name}" for name in end.weights if name.startswith("lstm")
     }
     assert end.slots[COUNT] == end.step
+    steps = events(tmp_path / "one", "step")
+    assert any(event["gradient_norm"] > 0.5 for event in steps)
+    assert {event["clipped"] for event in steps} == {0}  # the norm of the layers alone counts
 
 
 def test_only_the_layers_are_clipped_where_that_is_asked_for() -> None:
@@ -60,9 +64,10 @@ def test_only_the_layers_are_clipped_where_that_is_asked_for() -> None:
     config = OptimizerConfig(clip_norm=1.0, clip_of="layers", loss_scale="token_mean")
     gradients = [tf.constant([300.0, 0.0]), tf.constant([0.0, 3.0]), tf.constant([4.0, 0.0]), tf.constant([0.0, 9.0])]
     share = Share(tf.constant([1.0, 1.0, 0.0]), gradients, (), ())
-    of_layers = [False, True, True, False]
-    result, _ = apply_gated(make_optimizer(config, weights), config, 1, share, tf.constant(1.0), of_layers=of_layers)
+    optimizer, clipped = make_optimizer(config, weights), which_clipped(config, weights)
+    result, _ = apply_gated(optimizer, config, 1, share, tf.constant(1.0), clipped)
     assert float(result.norm) == pytest.approx(np.sqrt(300**2 + 25 + 81))
+    assert float(result.clip) == pytest.approx(1 / 5)
     moved = {name: -weight.numpy() for name, weight in weights.items()}
     np.testing.assert_allclose(moved["embedding"], [300, 0])
     np.testing.assert_allclose(moved["lstm0/kernel"], [0, 3 / 5])

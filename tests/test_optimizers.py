@@ -88,7 +88,7 @@ def test_updates_are_the_published_ones(
     for step in range(1, 9):
         gradients = arrays(step)
         factor = 1 / step
-        optimizer.apply([tf.constant(gradients[name]) for name in weights], tf.constant(factor), tf.constant(0.1))
+        optimizer.apply([tf.constant(gradients[name]) for name in weights], [tf.constant(factor)] * 3, tf.constant(0.1))
         for name, weight in weights.items():
             wanted = expected[name].send(factor * gradients[name].astype(np.float64))
             np.testing.assert_allclose(weight.numpy(), wanted, rtol=5e-5, atol=5e-6)
@@ -115,7 +115,7 @@ def test_adam_s_first_step_moves_every_weight_by_the_learning_rate() -> None:
     before = {name: weight.numpy() for name, weight in weights.items()}
     gradients = arrays(1)
     adam = make_optimizer(OptimizerConfig(name="adam"), weights)
-    adam.apply([tf.constant(gradients[name]) for name in weights], tf.constant(1.0), tf.constant(0.01))
+    adam.apply([tf.constant(gradients[name]) for name in weights], [tf.constant(1.0)] * 3, tf.constant(0.01))
     for name, weight in weights.items():
         np.testing.assert_allclose(before[name] - weight.numpy(), 0.01 * np.sign(gradients[name]), rtol=1e-3)
 
@@ -131,7 +131,9 @@ def test_the_mean_is_of_the_weights_after_the_updates_that_are_averaged(name: st
     assert list(optimizer.slots) == [*plain.slots, "average/embedding", "average/bias", "average/scalar", "averaged"]
     seen = []
     for step in range(5):
-        optimizer.apply([tf.constant(value) for value in arrays(step).values()], tf.constant(1.0), tf.constant(0.1))
+        optimizer.apply(
+            [tf.constant(value) for value in arrays(step).values()], [tf.constant(1.0)] * 3, tf.constant(0.1)
+        )
         if step > 1:
             assert (averages(optimizer.slots) == {}) == (step == 2)
             optimizer.average()

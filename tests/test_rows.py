@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from raylm.config import OptimizerConfig
-from raylm.model.shapes import stays_rows
+from raylm.config import OptimizerConfig, RunConfig
+from raylm.model.shapes import stays_rows, updated_by_rows
 from raylm.optim.clipping import global_norm
 from raylm.optim.optimizers import make_optimizer
 from raylm.optim.rows import (
@@ -69,7 +71,7 @@ def test_an_update_by_rows_is_that_of_the_whole_gradient(name: str) -> None:
     for step in range(4):
         gradient = summed_by_row(rows(step))
         for optimizer, given in zip(optimizers, (gradient, dense(gradient, by_whole)), strict=True):
-            optimizer.apply([given], tf.constant(0.3), tf.constant(0.1))
+            optimizer.apply([given], [tf.constant(0.3)], tf.constant(0.1))
     np.testing.assert_array_equal(by_rows.numpy(), by_whole.numpy())
     for (slot, found), wanted in zip(optimizers[0].slots.items(), optimizers[1].slots.values(), strict=True):
         np.testing.assert_array_equal(found.numpy(), wanted.numpy(), err_msg=slot)
@@ -110,3 +112,19 @@ def test_a_non_finite_row_of_one_replica_reaches_the_norm(bad: float) -> None:
 )
 def test_rows_are_kept_where_they_are_few(lookups: int, words: int, kept: bool) -> None:
     assert stays_rows(lookups, words) is kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, {"embedding"}),
+        ({"model": {"sampled_softmax": 100}}, {"embedding", "softmax"}),
+        ({"optimizer": {"name": "adam"}}, set()),
+        ({"model": {"tie_weights": True}}, set()),
+        ({"cluster": {"exact_elastic": True}}, set()),
+    ],
+)
+def test_tables_are_updated_by_rows_where_the_update_leaves_the_others_as_they_are(
+    changes: dict[str, Any], names: set[str]
+) -> None:
+    assert updated_by_rows(RunConfig.model_validate({"recipe": "rows", **changes}), 10_000) == names

@@ -35,8 +35,8 @@ class Outcome:
     step: updates applied before it. position: its window. loss: nats a token. norm: global gradient norm before the
     clip. applied: whether the update was made (the gate was open). not_finite: the first weight, slot or carry that
     held a non-finite number after it, empty where none did or nobody looked. overflowed: the update
-    was left out since float16's loss scale was too high, and it was lowered: no fault. signals: of the training's
-    health, for the record alone; each rank has its own.
+    was left out since float16's loss scale was too high, and it was lowered: no fault. clipped: whether the gradient
+    was longer than the clip. signals: of the training's health, for the record alone; each rank has its own.
     """
 
     step: int
@@ -49,6 +49,7 @@ class Outcome:
     learning_rate: float
     not_finite: str = ""
     overflowed: bool = False
+    clipped: bool = False
     signals: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ arXiv:1708.02182) locks these masks over a window, drops whole words, and weight
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import partial
 
 import numpy as np
@@ -35,9 +36,18 @@ class LanguageModel(tf.Module):
     Weights are plain variables in one fixed order (`weights`), the same on every rank; `names` names them.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int, seed: int, kernel: KernelName | None = None) -> None:
-        """kernel: that computes the layers (`raylm.model.kernels`); None: one that every device has."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: int,
+        seed: int,
+        kernel: KernelName | None = None,
+        by_rows: Collection[str] = frozenset(),
+    ) -> None:
+        """kernel: that computes the layers (`raylm.model.kernels`); None: one that every device has. by_rows: names of
+        the weights of which updates write rows alone (`raylm.model.shapes.updated_by_rows`)."""
         super().__init__(name="language_model")
+        self._by_rows = by_rows
         self.config = config
         self.vocabulary = vocabulary
         self.seed = seed
@@ -54,6 +64,10 @@ class LanguageModel(tf.Module):
     def parameters(self) -> int:
         """Number of trained scalars."""
         return sum(int(np.prod(weight.shape)) for weight in self.weights.values())
+
+    def lookup(self, name: str, ids: Tensor) -> Tensor:
+        """Rows of a weight."""
+        return lookup(self.weights[name], ids, name in self._by_rows)
 
     @property
     def softmax(self) -> tf.Variable:
@@ -79,7 +93,7 @@ class LanguageModel(tf.Module):
     ) -> tuple[Tensor, Tensor, Carry]:
         """`outputs`, and before them the same without the last dropout. dtype: that products are taken in."""
         config, rates = self.config, self.config.dropout_rates
-        hidden = touch("embedding", lookup(self.weights["embedding"], inputs_TB))
+        hidden = touch("embedding", self.lookup("embedding", inputs_TB))
         if masks is not None:
             hidden = masks.drop_words(hidden, inputs_TB, self.vocabulary, config.embedding_dropout, config.layers + 1)
         next_carry = []
@@ -139,7 +153,8 @@ class LanguageModel(tf.Module):
         targets, weights = tf.reshape(targets_TB, [-1]), tf.reshape(weights_TB, [-1])
         if position is not None and self.config.sampled_softmax is not None:
             candidates = draw_candidates(self.seed, position, self.config.sampled_softmax, self.vocabulary)
-            loss = sampled_cross_entropy_sum(rows, softmax, bias, targets, weights, candidates, touch, dtype)
+            by_rows = "softmax" in self._by_rows
+            loss = sampled_cross_entropy_sum(rows, softmax, bias, targets, weights, candidates, touch, dtype, by_rows)
         else:
             chunk = words_at_once(self.config.loss_chunk, rows.shape[0], self.vocabulary)
             loss = cross_entropy_sum(rows, tf.cast(softmax, dtype), bias, targets, weights, touch, chunk)

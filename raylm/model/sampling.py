@@ -51,15 +51,16 @@ def sampled_cross_entropy_sum(
     candidates: Candidates,
     touch: Touch = untouched,
     dtype: tf.DType = tf.float32,
+    by_rows: bool = False,
 ) -> Tensor:
     """`cross_entropy_sum` estimated from the candidates and each row's target; reads no other row of the matrix.
 
     A candidate that is a row's target counts as the target alone. `touch` sees `candidate logits` [N, S]. dtype: that
-    products with the candidates' rows are taken in.
+    products with the candidates' rows are taken in. by_rows: see `lookup`, of the matrix.
     """
     count = candidates.ids.shape[0]
     ids = tf.concat([candidates.ids, targets_N], 0)
-    rows, biases = lookup(softmax_VH, ids), lookup(bias_V, ids)
+    rows, biases = lookup(softmax_VH, ids, by_rows), lookup(bias_V, ids)
     places_V = tf.tensor_scatter_nd_update(tf.fill([softmax_VH.shape[0]], -1), candidates.ids[:, None], tf.range(count))
     hits_N = tf.gather(places_V, targets_N)
 

@@ -51,6 +51,11 @@ def rows_of(config: RunConfig, words: int) -> dict[str, int]:
     return {name: count for name, count in common.items() if stays_rows(read + count, words)}
 
 
+def updated_by_rows(config: RunConfig, words: int) -> frozenset[str]:
+    """The weights of which this run's updates write rows alone: Adam moves every row."""
+    return frozenset() if config.optimizer.name == "adam" else frozenset(rows_of(config, words))
+
+
 def stays_rows(lookups: int, words: int) -> bool:
     """Whether the gradient of a table of so many words is cheaper as rows where all replicas together look up so many.
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
+from raylm.config import OptimizerConfig
 from raylm.model.types import Tensor
+from raylm.optim.averaging import of_layer
 from raylm.optim.rows import Gradient, RowGradient
+
+
+def which_clipped(config: OptimizerConfig, names: Iterable[str]) -> list[bool]:
+    """Of the weights of these names, whose gradients are clipped."""
+    return [config.clip_of == "all" or of_layer(name) for name in names]
 
 
 def clip_factor(norm: Tensor, clip_norm: float | None) -> Tensor:

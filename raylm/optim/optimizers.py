@@ -23,8 +23,8 @@ class Optimizer(Protocol):
 
     slots: Mapping[str, tf.Variable]
 
-    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
-        """Moves the weights by one step along `factor` · gradients (in the weights' order)."""
+    def apply(self, gradients: Sequence[Gradient], factors: Sequence[Tensor], learning_rate: Tensor) -> None:
+        """Moves each weight by one step along its factor · its gradient (both in the weights' order)."""
 
 
 class SGD:
@@ -34,10 +34,10 @@ class SGD:
         self.weights, self.weight_decay = weights, weight_decay
         self.slots: Mapping[str, tf.Variable] = {}
 
-    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
+    def apply(self, gradients: Sequence[Gradient], factors: Sequence[Tensor], learning_rate: Tensor) -> None:
         _decay(self.weights, self.weight_decay, learning_rate)
-        scale = factor * learning_rate
-        for weight, gradient in zip(self.weights.values(), gradients, strict=True):
+        for weight, gradient, factor in zip(self.weights.values(), gradients, factors, strict=True):
+            scale = factor * learning_rate
             if isinstance(gradient, RowGradient):
                 tf.raw_ops.ResourceScatterSub(
                     resource=weight.handle, indices=gradient.ids, updates=scale * gradient.rows
@@ -65,13 +65,13 @@ class Adam:
             for moment in ("first", "second")
         } | {"updates": tf.Variable(0.0, trainable=False)}
 
-    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
+    def apply(self, gradients: Sequence[Gradient], factors: Sequence[Tensor], learning_rate: Tensor) -> None:
         _decay(self.weights, self.weight_decay, learning_rate)
         updates = self.slots["updates"]
         updates.assign_add(1.0)
         count = updates.read_value()
         beta1_power, beta2_power = self.beta1**count, self.beta2**count
-        for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
+        for (name, weight), gradient, factor in zip(self.weights.items(), gradients, factors, strict=True):
             tf.raw_ops.ResourceApplyAdam(
                 var=weight.handle,
                 m=self.slots[f"{name}/first"].handle,
@@ -96,9 +96,9 @@ class Adagrad:
             for name, weight in weights.items()
         }
 
-    def apply(self, gradients: Sequence[Gradient], factor: Tensor, learning_rate: Tensor) -> None:
+    def apply(self, gradients: Sequence[Gradient], factors: Sequence[Tensor], learning_rate: Tensor) -> None:
         _decay(self.weights, self.weight_decay, learning_rate)
-        for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
+        for (name, weight), gradient, factor in zip(self.weights.items(), gradients, factors, strict=True):
             variables = {"var": weight.handle, "accum": self.slots[f"{name}/squares"].handle, "lr": learning_rate}
             if isinstance(gradient, RowGradient):
                 tf.raw_ops.ResourceSparseApplyAdagrad(

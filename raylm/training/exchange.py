@@ -1,4 +1,4 @@
-"""What the sum over all replicas costs: the step's own collective, timed alone.
+"""The sum over all replicas, and what it costs: the step's own collective, timed alone.
 
 Inside a step it cannot be timed: the device is given several steps at once, and a clock in the step would make it wait.
 So it is run by itself, on tensors of the same shapes, between two steps. Where a device computes and sends at the
@@ -14,15 +14,35 @@ from typing import Any
 
 import tensorflow as tf
 
-from raylm.config import RunConfig
+from raylm.config import ClusterConfig, RunConfig
 from raylm.model.shapes import rows_of
+from raylm.model.types import Tensor
 from raylm.optim.rows import Gradient, RowGradient
+from raylm.training.compression import compressed_sum
+from raylm.training.distribute import all_reduce_sum, all_reduce_tree
 from raylm.training.state import Replicas
-from raylm.training.step import sum_over_replicas
 from raylm.training.topology import Topology
 
 FIRST, EVERY = 50, 1000
 """Steps of an attempt after which it is timed, and from then on."""
+
+
+def sum_over_replicas(
+    replicas: Replicas, config: ClusterConfig, scalars: Tensor, gradients: list[Gradient]
+) -> tuple[Tensor, list[Gradient], Callable[[], object]]:
+    """Scalars and gradients summed over all replicas, in the order that the run is held to; and what is to be done
+    once they are found to be finite."""
+    topology, residual = replicas.topology, replicas.residual
+    if residual is not None:
+        before = residual.variable.read_value()
+        scalars, gradients, left = compressed_sum(scalars, gradients, before, config.pack_bytes)
+        return scalars, gradients, lambda: residual.variable.assign(left)
+    values = [scalars, *gradients]
+    if topology.virtual_shards is None:
+        scalars, *gradients = all_reduce_sum(values, config.pack_bytes)
+    else:
+        scalars, *gradients = all_reduce_tree(values, topology.shards // topology.shards_per_replica)
+    return scalars, gradients, lambda: None
 
 
 def due(steps: int, topology: Topology) -> bool:

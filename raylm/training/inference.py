@@ -13,6 +13,8 @@ def make_model(trained: Trained) -> LanguageModel:
     Raises:
         UserError: the weights are of another configuration or vocabulary; names the first that differs.
     """
-    model = LanguageModel(trained.config.model, len(trained.vocabulary), trained.config.seed)
+    config = trained.config
+    by_rows = () if config.model.tie_weights else ("embedding",)  # dynamic evaluation writes the rows that it read
+    model = LanguageModel(config.model, len(trained.vocabulary), config.seed, by_rows=by_rows)
     assign_all("model", model.weights, trained.weights)
     return model

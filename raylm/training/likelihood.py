@@ -114,7 +114,7 @@ class Likelihood:
         slices = [row_gradient(each) if isinstance(each, tf.IndexedSlices) else each for each in found]
         gradients = [summed_by_row(each) for each in slices]
         factor = clip_factor(global_norm(gradients), self._dynamic.clip)
-        SGD(weights).apply(gradients, factor, tf.constant(self._dynamic.learning_rate))
+        SGD(weights).apply(gradients, [factor] * len(gradients), tf.constant(self._dynamic.learning_rate))
         return logs, hidden, after
 
 

@@ -29,6 +29,7 @@ from raylm.observe.summary import Summary
 from raylm.optim.scaling import overflowed
 from raylm.optim.schedules import learning_rate
 from raylm.training import exchange
+from raylm.training.accounts import tokens_of
 from raylm.training.agenda import Agenda
 from raylm.training.averaging import averaged, compile_averaging, of_first_rank
 from raylm.training.datasets import Datasets, open_source, rate_factor
@@ -38,7 +39,7 @@ from raylm.training.inject import strike_of, strike_process, strike_state, struc
 from raylm.training.investigation import Investigation
 from raylm.training.limit import tokens_per_second_limit
 from raylm.training.loading import starting_weights
-from raylm.training.record import Recorder, tokens_of
+from raylm.training.record import Recorder
 from raylm.training.recovery import Diverged, Recovery
 from raylm.training.saving import Saver
 from raylm.training.several import Read, Steps, Update
@@ -252,7 +253,7 @@ class _Run:
         stop = False
         while len(self.sent) > left:
             sent = self.sent.popleft()
-            loss_sum, tokens, norm, applied, asked, loss_scale, signals = sent.read()
+            loss_sum, tokens, norm, applied, asked, loss_scale, clip, signals = sent.read()
             self.watchdog.beat()
             stop = stop or asked > 0
             look = applied and left == 0 and not self.sent  # a state that is not finite is never kept or saved
@@ -267,6 +268,7 @@ class _Run:
                 learning_rate=sent.learning_rate,
                 not_finite=self.recovery.health(self.state.carry) if look else "",
                 overflowed=overflowed(loss_sum, bool(applied), loss_scale),
+                clipped=clip < 1,
                 signals=named(self.replicas.model, signals),
             )
             self.record.loss_scale = loss_scale

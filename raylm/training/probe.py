@@ -16,10 +16,9 @@ from raylm.guard.drills import PROCESS_KINDS, STATE_SITES, Drill
 from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel, carry_names, initial_weights
 from raylm.model.lstm import LayerCarry
-from raylm.model.shapes import rows_of
+from raylm.model.shapes import rows_of, updated_by_rows
 from raylm.model.types import Tensor, Touch, untouched
-from raylm.optim.averaging import of_layer
-from raylm.optim.clipping import global_norm
+from raylm.optim.clipping import global_norm, which_clipped
 from raylm.optim.optimizers import make_optimizer
 from raylm.optim.rows import Gradient, RowGradient, joined, summed_by_row
 from raylm.optim.scaling import LOWEST, make_loss_scale, overflowed
@@ -49,7 +48,8 @@ class Probe:
     def __init__(self, incident: Incident) -> None:
         self.incident = incident
         config = incident.config
-        self.model = LanguageModel(config.model, incident.vocabulary, config.seed)
+        by_rows = updated_by_rows(config, incident.vocabulary)
+        self.model = LanguageModel(config.model, incident.vocabulary, config.seed, by_rows=by_rows)
         self.optimizer = make_optimizer(config.optimizer, self.model.weights)
         self.loss_scale = make_loss_scale(config.model)
         self.slots = {**self.optimizer.slots, **(self.loss_scale.slots if self.loss_scale else {})}
@@ -75,9 +75,9 @@ class Probe:
                 config.data.lanes,
                 share,
                 rate,
+                which_clipped(optimization, self.model.weights),
                 self._norm,
                 self.loss_scale,
-                of_layers=[*map(of_layer, self.model.weights)],
             ),
             autograph=False,
         )

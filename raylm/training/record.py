@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from raylm.checkpoint.snapshot import Json, Snapshot, state_sha256
 from raylm.config import RunConfig
@@ -26,19 +26,8 @@ from raylm.observe.run_folder import to_be_kept
 from raylm.observe.sinks import Sink, open_sinks
 from raylm.observe.summary import Summary, steady_rate, write_summary
 from raylm.observe.tensorboard import TensorBoardLog
-from raylm.training.datasets import Source
+from raylm.training.accounts import EpochLoss, Interval
 from raylm.training.evaluate import Score, perplexity
-
-
-class EpochLoss(NamedTuple):
-    """Summed loss in nats over the tokens that an epoch was trained on so far."""
-
-    epoch: int
-    loss_sum: float
-    tokens: int
-
-    def plus(self, loss_sum: float, tokens: int) -> EpochLoss:
-        return EpochLoss(self.epoch, self.loss_sum + loss_sum, self.tokens + tokens)
 
 
 class Recorder:
@@ -66,11 +55,9 @@ class Recorder:
         self.epoch_loss = EpochLoss(0, 0.0, 0)
         self.rates: list[float | None] = []
         self.floors: dict[str, float] = {}
-        self.began = self.interval_began = clock()
-        self.interval_tokens = self.interval_steps = 0
-        self.interval_norms: list[float] = []
+        self.began, self.waited = clock(), 0.0
+        self.interval = Interval(clock, self.began, self.waited)
         self.signals: Mapping[str, float] = {}
-        self.waited = self.interval_waited = self.interval_apart = 0.0
         self.compiled = False
         self.loss_scale = 1.0
         self.overflows = 0
@@ -127,8 +114,7 @@ class Recorder:
 
     def step(self, outcome: Outcome, total_steps: int) -> None:
         """One more update was applied, or left out since float16's loss scale was too high: trained on nothing then."""
-        self.interval_tokens += outcome.tokens
-        self.interval_steps += 1
+        self.interval.add(outcome)
         self.signals = outcome.signals or self.signals
         if outcome.epoch != self.epoch_loss.epoch:
             self.epoch_loss = EpochLoss(outcome.epoch, 0.0, 0)
@@ -136,20 +122,19 @@ class Recorder:
             self.overflows += 1
         else:
             self.tokens += outcome.tokens
-            self.interval_norms.append(outcome.norm)
             self.epoch_loss = self.epoch_loss.plus(outcome.loss * outcome.tokens, outcome.tokens)
         step = outcome.step + 1
         if step % self.config.report.log_every and self.compiled:
             return
-        seconds = self.clock() - self.interval_began
-        rate = self.interval_tokens / max(seconds, 1e-9) if self.compiled else None
-        wait = (self.waited - self.interval_waited) / max(seconds, 1e-9) if self.compiled else None
-        pauses = self.interval_apart / max(seconds + self.interval_apart, 1e-9) if self.compiled else None
+        interval, seconds = self.interval, self.interval.seconds
+        rate = interval.tokens / seconds if self.compiled else None
+        wait = (self.waited - interval.waited) / seconds if self.compiled else None
+        pauses = interval.apart / (seconds + interval.apart) if self.compiled else None
         self.compiled = True  # the first step's time is the compiler's
         self.rates.append(rate)
         more: dict[str, Any] = {}
         if self.all_reduce_seconds is not None and rate is not None:
-            more["all_reduce_share"] = min(1.0, self.all_reduce_seconds * self.interval_steps / max(seconds, 1e-9))
+            more["all_reduce_share"] = min(1.0, self.all_reduce_seconds * interval.steps / seconds)
             self.all_reduce_shares.append(more["all_reduce_share"])
         if self.config.model.precision == "float16":
             more |= {"loss_scale": self.loss_scale, "overflows": self.overflows}
@@ -167,30 +152,21 @@ class Recorder:
             epoch=outcome.epoch,
             steps_total=total_steps,
             tokens=self.tokens,
-            clipped=self._clipped(),
+            clipped=None if self.config.optimizer.clip_norm is None else interval.share_clipped,
             signals=self.signals,
             **more,
         )
         self._new_interval()
 
-    def _clipped(self) -> float | None:
-        """The share of the gradients since the last step event that were longer than the clip."""
-        clip, norms = self.config.optimizer.clip_norm, self.interval_norms
-        return None if clip is None or not norms else sum(norm > clip for norm in norms) / len(norms)
-
     def _new_interval(self) -> None:
-        self.interval_tokens, self.interval_steps = 0, 0
-        self.interval_began, self.interval_waited, self.interval_apart = self.clock(), self.waited, 0.0
-        self.interval_norms.clear()
+        self.interval = Interval(self.clock, self.clock(), self.waited)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Time spent inside is not counted as training."""
         began = self.clock()
         yield
-        seconds = self.clock() - began
-        self.interval_began += seconds
-        self.interval_apart += seconds
+        self.interval.pause(self.clock() - began)
 
     def incident(self, outcome: Outcome, reason: str) -> None:
         self.emit(
@@ -320,8 +296,3 @@ class Recorder:
 
 def _left_out(first: int, last: int) -> str:
     return f"window {first} is left out" if last == first + 1 else f"windows {first} to {last - 1} are left out"
-
-
-def tokens_of(source: Source, windows: int) -> int:
-    """About: so many windows' share of the first epoch."""
-    return max(0, windows) * source.targets_per_epoch // source.windows_per_epoch(0)

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from raylm.model.embedding import lookup
 from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.types import Tensor, Touch
 
@@ -84,10 +83,7 @@ class Watch:
         for name, weight in self._model.weights.items():
             apart = max(1, min(_ROWS_APART, weight.shape[0] // _FEWEST_ROWS))
             ids = tf.range(self._position % apart, weight.shape[0], apart)
-            # `ResourceGather` on a variable once, and each later read and whole update of it is a copy: only where the
-            # training does so too.
-            tables = ("embedding", "softmax" if self._model.config.sampled_softmax else "embedding")
-            sampled[name] = lookup(weight, ids) if name in tables else tf.gather(weight.read_value(), ids)
+            sampled[name] = self._model.lookup(name, ids)
         return sampled
 
 

@@ -21,7 +21,7 @@ from raylm.guard.ledger import Ledger
 from raylm.model.kernels import Choice, choose, trial
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.model.lstm import LayerCarry
-from raylm.model.shapes import rows_of
+from raylm.model.shapes import rows_of, updated_by_rows
 from raylm.optim.optimizers import Optimizer, make_optimizer
 from raylm.optim.rows import minus_zero
 from raylm.optim.scaling import LossScale, make_loss_scale
@@ -76,7 +76,8 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
     """
     kernel = choose(config, bool(tf.config.list_logical_devices("GPU")), lambda: trial(config.model))
     with strategy.scope():
-        model = LanguageModel(config.model, vocabulary, config.seed, kernel.kernel)
+        by_rows = updated_by_rows(config, vocabulary)
+        model = LanguageModel(config.model, vocabulary, config.seed, kernel.kernel, by_rows)
         optimizer = make_optimizer(config.optimizer, model.weights)
         loss_scale = make_loss_scale(config.model)
         residual = None

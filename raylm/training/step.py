@@ -14,18 +14,16 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from raylm.config import ClusterConfig, OptimizerConfig, RunConfig
+from raylm.config import OptimizerConfig, RunConfig
 from raylm.model.dropout import Masks, mask_key
 from raylm.model.language_model import Carry, LanguageModel
 from raylm.model.shapes import rows_of
 from raylm.model.types import Tensor, Touch, untouched
-from raylm.optim.averaging import of_layer
-from raylm.optim.clipping import clip_factor, global_norm
+from raylm.optim.clipping import clip_factor, global_norm, which_clipped
 from raylm.optim.optimizers import Optimizer
 from raylm.optim.rows import Gradient, row_gradient, scaled
 from raylm.optim.scaling import LossScale
-from raylm.training.compression import compressed_sum
-from raylm.training.distribute import all_reduce_sum, all_reduce_tree
+from raylm.training.exchange import sum_over_replicas
 from raylm.training.inject import Strike, naive_mean, struck_gradient, touch_of
 from raylm.training.signals import Watch
 from raylm.training.state import Replicas
@@ -58,8 +56,8 @@ class Control(NamedTuple):
 
 class StepResult(NamedTuple):
     """Scalars that are the same on every rank: summed loss (nats), real targets, global gradient norm (after the
-    loss scale, before the clip), whether the update was applied, above zero where a rank asks to stop, and the scale
-    that float16's gradients were computed with (1 in other precisions).
+    loss scale, before the clip), whether the update was applied, above zero where a rank asks to stop, the scale
+    that float16's gradients were computed with (1 in other precisions), and the clip's factor (1: left as it was).
 
     signals: this rank's own (`raylm.training.signals`), no scalar; empty where they are off."""
 
@@ -69,6 +67,7 @@ class StepResult(NamedTuple):
     finite: Tensor
     stop: Tensor
     loss_scale: Tensor
+    clip: Tensor
     signals: Tensor = ()
 
 
@@ -172,14 +171,14 @@ def apply_gated(
     lanes: int,
     share: Share,
     learning_rate: Tensor,
+    clipped: Sequence[bool],
     norm_of: Callable[[list[Tensor]], Tensor] = global_norm,
     loss_scale: LossScale | None = None,
     once_finite: Callable[[], object] = lambda: None,
-    of_layers: Sequence[bool] = (),
 ) -> tuple[StepResult, Carry]:
     """The update from a share that is summed over all replicas; `lanes` is the global batch's.
 
-    of_layers: which gradients are of LSTM layers, where they alone are clipped.
+    clipped: which gradients are (`which_clipped`), by the norm of those.
     loss_scale: adapted to whether the gradient overflowed. Where the loss itself is not finite, it is not to blame.
     once_finite: called with the update.
     """
@@ -189,14 +188,11 @@ def apply_gated(
     norm = scale * norm_of(share.gradients)
     finite = tf.math.is_finite(loss_sum) & tf.math.is_finite(norm)
 
+    norm_clipped = norm if all(clipped) else scale * norm_of([*compress(share.gradients, clipped)])
+    clip = clip_factor(norm_clipped, config.clip_norm)
+
     def update() -> Tensor:
-        if config.clip_of == "all":
-            optimizer.apply(share.gradients, scale * clip_factor(norm, config.clip_norm), learning_rate)
-        else:
-            layers = list(compress(share.gradients, of_layers))
-            clip = clip_factor(scale * norm_of(layers), config.clip_norm)
-            pairs = zip(share.gradients, of_layers, strict=True)
-            optimizer.apply([clip * each if layer else each for each, layer in pairs], scale, learning_rate)
+        optimizer.apply(share.gradients, [scale * clip if each else scale for each in clipped], learning_rate)
         once_finite()
         if loss_scale:
             loss_scale.after_update()
@@ -209,25 +205,7 @@ def apply_gated(
 
     tf.cond(finite, update, no_update)
     carry = tf.nest.map_structure(lambda new, old: tf.where(finite, new, old), share.next_carry, share.carry)
-    return StepResult(loss_sum, tokens, norm, finite, stop, used), carry
-
-
-def sum_over_replicas(
-    replicas: Replicas, config: ClusterConfig, scalars: Tensor, gradients: list[Gradient]
-) -> tuple[Tensor, list[Gradient], Callable[[], object]]:
-    """Scalars and gradients summed over all replicas, in the order that the run is held to; and what is to be done
-    once they are found to be finite."""
-    topology, residual = replicas.topology, replicas.residual
-    if residual is not None:
-        before = residual.variable.read_value()
-        scalars, gradients, left = compressed_sum(scalars, gradients, before, config.pack_bytes)
-        return scalars, gradients, lambda: residual.variable.assign(left)
-    values = [scalars, *gradients]
-    if topology.virtual_shards is None:
-        scalars, *gradients = all_reduce_sum(values, config.pack_bytes)
-    else:
-        scalars, *gradients = all_reduce_tree(values, topology.shards // topology.shards_per_replica)
-    return scalars, gradients, lambda: None
+    return StepResult(loss_sum, tokens, norm, finite, stop, used, clip), carry
 
 
 def train_step(
@@ -246,10 +224,10 @@ def train_step(
         topology.lanes,
         share,
         control.learning_rate,
+        which_clipped(config.optimizer, replicas.model.weights),
         global_norm if topology.virtual_shards is None else fixed_global_norm,
         loss_scale,
         once_finite,
-        [*map(of_layer, replicas.model.weights)],
     )
     return result if watch is None else result._replace(signals=watch.signals(share.carry, carry)), carry
 
