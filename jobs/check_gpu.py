@@ -13,12 +13,15 @@ tensorflow, numpy and pydantic, no more, and PYTHONPATH where raylm is not insta
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # as in a run, where layers must give the same bits again
 import tensorflow as tf
 
 from raylm.model.cudnn import cudnn_layer
@@ -106,11 +109,22 @@ def compared(layer: str, device: str, precision: str, case: Case) -> Row:
     dtype = tf.float64 if precision == "float64" else tf.float32
     try:
         with tf.device(f"/{device}:0"):
-            found = results(LAYERS[layer], case.values, case.upstream, dtype, traced=device == "GPU" or "XLA" in layer)
+            found = results(LAYERS[layer], case.values, case.upstream, dtype, traced=_is_traced(layer, device))
     except tf.errors.OpError as error:
         return Row(what, f"{type(error).__name__}: {error.message.splitlines()[0]}", float("nan"), ALLOWED[precision])
     worst = max(case.wanted, key=lambda name: np.nan_to_num(distance(found[name], case.wanted[name]), nan=np.inf))
     return Row(what, worst, distance(found[worst], case.wanted[worst]), ALLOWED[precision])
+
+
+def repeated(layer: str, device: str, case: Case) -> Row:
+    """One kernel on one device twice, bit for bit."""
+    what = f"{layer}, {device}, float32, {case.name}, again"
+    with tf.device(f"/{device}:0"):
+        once, again = (
+            results(LAYERS[layer], case.values, case.upstream, traced=_is_traced(layer, device)) for _ in "12"
+        )
+    worst = max(once, key=lambda name: distance(again[name], once[name]))
+    return Row(what, "the same bits", distance(again[worst], once[worst]), 0.0)
 
 
 def rows(layers: Sequence[str], cells: Sequence[str]) -> list[Row]:
@@ -128,7 +142,12 @@ def rows(layers: Sequence[str], cells: Sequence[str]) -> list[Row]:
                 if layer != "cudnn" or case.name.startswith("plain")
                 for precision in precisions[device]
             ]
+            found.append(repeated(layer, device, chosen[0]))
     return found
+
+
+def _is_traced(layer: str, device: str) -> bool:
+    return device == "GPU" or "XLA" in layer
 
 
 def main() -> int:

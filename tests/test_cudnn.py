@@ -113,6 +113,13 @@ def test_a_step_on_cudnn_is_traced_whole_with_dropped_and_tied_weights_and_signa
 FAILED = "outputs is off"
 
 
+def test_a_model_that_was_trained_on_cudnn_computes_without_a_gpu() -> None:
+    """What evaluates, generates, exports or looks into an incident chooses no kernel."""
+    asked, plain = (LanguageModel(ModelConfig(hidden=4, kernel=kernel), WORDS, seed=0) for kernel in ("cudnn", "fused"))
+    word, carry = tf.constant([3]), plain.zero_carry(1)
+    np.testing.assert_array_equal(asked.next_logits(word, carry)[0], plain.next_logits(word, carry)[0])
+
+
 @pytest.mark.parametrize(
     ("options", "gpu", "trial_says", "chosen"),
     [
@@ -198,7 +205,7 @@ def test_the_job_that_checks_a_gpu_checks_the_processor_where_there_is_none(
     monkeypatch.setattr("sys.argv", ["check_gpu.py", "--kernels", "fused", "cudnn", "--cells", "plain"])
     assert job.main() == 0
     shown = capsys.readouterr().out
-    assert shown.count("  ok  ") >= 6
+    assert shown.count("  ok  ") >= 7
     assert "rows, 0 of them fail" in shown
     assert ("rows of a GPU are absent, cudnn's with them" in shown) == (not tf.config.list_logical_devices("GPU"))
     failing = job.compared("cudnn", "CPU", "float32", job.cases(["plain"])[0])

@@ -95,6 +95,15 @@ def test_16_bits_take_a_loss_scale_a_copy_of_the_weights_and_what_is_yet_to_be_s
     assert checkpoint_bytes(narrow, WORDS, 4) == checkpoint_bytes(plain, WORDS) + 4 * dense + 8
 
 
+def test_on_a_gpu_the_layers_are_held_twice_more_where_cudnn_can_compute_them() -> None:
+    held = [
+        make_plan(config, PTB, on(config), device).memory.get("cuDNN's weights")
+        for config in (run("ptb-medium"), run("ptb-medium", model={"kernel": "fused"}), run("lm1b"))
+        for device in (GPUS["L4"], cpu(2))
+    ]
+    assert held == [2 * 4 * 2 * (2 * 650 * 2600 + 2600), None, 0, None, 0, None]
+
+
 def test_memory_follows_the_lanes_of_a_replica_and_sums_need_a_copy() -> None:
     config = run("ptb-medium")
     one, four = (

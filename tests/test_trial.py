@@ -30,8 +30,9 @@ def commands(folder: Path) -> tuple[list[Answer], bool]:
         model={"dropout": 0.0},
         guard={"spike_warmup": 1000},
     )
+    of_gpu = wrong.model_copy(update={"model": wrong.model.model_copy(update={"kernel": "cudnn"})})  # which is not here
     create_run_folder(
-        run, RunRecord(wrong, "made", "", {split: str(data / split) for split in ("train", "valid", "test")})
+        run, RunRecord(of_gpu, "made", "", {split: str(data / split) for split in ("train", "valid", "test")})
     )
     assert attempt(wrong, data, run).mistake is None
     before = dict(_files(run))

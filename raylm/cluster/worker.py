@@ -26,6 +26,10 @@ from raylm.training.topology import Topology
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1"}
 """Environment of a worker before TensorFlow is imported: no start-up chatter, and no import of Keras (seconds)."""
 
+REPEATABLE_CUDNN = ("CUBLAS_WORKSPACE_CONFIG", ":4096:2")
+"""Environment of a worker where it is not set: with buffers of one size cuDNN's recurrent layers give the same bits
+again; by default the buffer is the one that is free just then (release notes of cuDNN 7.6.5, limitations)."""
+
 EXACT_TENSORFLOW = {"TF_ENABLE_ONEDNN_OPTS": "1"}
 """Environment of an exact-elastic run: oneDNN's products, unlike Eigen's, do not hang on the number of cores. By
 default TensorFlow takes them on newer processors only."""
@@ -69,6 +73,7 @@ def run_worker(job: Job) -> dict[str, Any]:
         poster.publish({"kind": "place", "rank": rank, "node": this_node()})
         if rank == 0:
             poster.publish({"kind": "wait", "what": "importing TensorFlow"})
+        os.environ.setdefault(*REPEATABLE_CUDNN)
         os.environ.update(QUIET_TENSORFLOW, **(EXACT_TENSORFLOW if job.config.cluster.exact_elastic else {}))
         from raylm.training.loop import Outside, train  # here: the driver imports this module, and has
         # no use for TensorFlow, whose import takes seconds

@@ -175,7 +175,7 @@ class _Run:
             words = len(self.datasets.train.vocabulary)
             facts["tokens_per_second_limit"] = tokens_per_second_limit(self.config, words, self.topology)
         self.record.begin(self.datasets.train, self.datasets.valid, facts, self.state.step, self.state.cursor)
-        if self.replicas.kernel.line:
+        if self.record.writes and self.replicas.kernel.line:
             self.record.note(self.replicas.kernel.line)
         if newest is None:
             self._save()

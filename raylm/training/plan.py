@@ -113,13 +113,14 @@ def make_plan(config: RunConfig, text: Text, topology: Topology, device: Device)
     size = checkpoint_bytes(config, text.vocabulary, topology.workers * topology.replicas)
     for_good = steps // kept.keep_every if kept.keep_every else 0
     carry = carry_bytes(config, topology.padded_lanes)
-    runtime = {} if device.memory is None else {"runtime": RUNTIME_BYTES}
+    of_gpu = {"runtime": RUNTIME_BYTES, "cuDNN's weights": cudnn_bytes(config, text.vocabulary)}
     snapshot = parameters * FLOAT + slot_bytes(config, text.vocabulary) + carry
     snapshot += topology.replicas * residual_bytes(config, text.vocabulary)
     return Plan(
         parameters=parameters,
         lanes=topology.lanes_per_replica,
-        memory=memory_parts(config, text.vocabulary, text.longest, topology) | runtime,
+        memory=memory_parts(config, text.vocabulary, text.longest, topology)
+        | (of_gpu if device.memory is not None else {}),
         host=config.guard.ring * snapshot,
         checkpoint=size,
         kept=(kept.keep_last + kept.keep_best + for_good) * size,
@@ -150,6 +151,14 @@ def residual_bytes(config: RunConfig, vocabulary: int) -> int:
     kept, shapes = rows_of(config, vocabulary), weight_shapes(config.model, vocabulary)
     numbers = sum(math.prod(shape) for name, shape in shapes.items() if name not in kept)
     return 0 if config.cluster.compress == "none" else FLOAT * numbers
+
+
+def cudnn_bytes(config: RunConfig, vocabulary: int) -> int:
+    """Of the layers' weights in cuDNN's own order, and of their gradients, where it computes the layers."""
+    if config.model.kernel not in ("auto", "cudnn") or config.not_for_cudnn:
+        return 0
+    shapes = weight_shapes(config.model, vocabulary)
+    return 2 * FLOAT * sum(math.prod(shape) for name, shape in shapes.items() if of_layer(name))
 
 
 def carry_bytes(config: RunConfig, lanes: int) -> int:
@@ -222,7 +231,8 @@ def refuse_what_does_not_fit(plan: Plan, device: Device, config: RunConfig) -> N
     needed = sum(plan.memory.values())
     if device.memory is None or needed <= device.memory:
         return
-    fixed = sum(plan.memory[part] for part in ("weights", "slots", "gradients", "sums over replicas", "runtime"))
+    held = ("weights", "slots", "gradients", "sums over replicas", "runtime", "cuDNN's weights")
+    fixed = sum(plan.memory[part] for part in held)
     largest = sorted(plan.memory.items(), key=lambda part: -part[1])[:3]
     told = ", ".join(f"{part} {_gib(size)}" for part, size in largest)
     if fixed > device.memory:
