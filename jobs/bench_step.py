@@ -60,7 +60,7 @@ class Contender:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment()
         )
-        self.problem = "" if self._line() == "ready" else f"see {errors.name}"
+        self.problem = "" if self._line() == "ready" else Path(errors.name).read_text().strip().rpartition("\n")[2]
 
     def steps(self, count: int) -> tuple[float, int]:
         """Seconds a step over `count` of them, and the memory so far in bytes above the imports."""
@@ -90,7 +90,7 @@ def measure(shape: str, names: list[str], rounds: int, folder: Path, say: Consol
             say.print(f"[dim]{shape}: starting {name}[/dim]")
             contender = Contender(name, shape, folder)
             if contender.problem:
-                say.print(f"{shape}: {name} did not start, {contender.problem}")
+                say.print(f"{shape}: {name} did not start: {contender.problem}")
                 contender.close()
                 continue
             contender.steps(SHAPES[shape].block)

@@ -12,7 +12,7 @@ from rich.console import Console
 from raylm.observe import figures
 from raylm.observe.live import LiveView
 from raylm.observe.plain import PlainView
-from raylm.observe.progress import Progress, advance
+from raylm.observe.progress import Progress, advance, start_line
 from raylm.observe.summary import Summary
 from raylm.observe.table import perplexity_table, plain_table, print_table, summary_notes, summary_rows
 from raylm.observe.view import choose_view
@@ -210,6 +210,11 @@ def test_the_all_reduce_s_share_and_the_loss_scale_are_shown_where_there_are_any
     view.close()
     told = summary_notes(replace(_SUMMARY, all_reduce_share=0.123), Path("runs/x"))
     assert "12,345 tokens/s, at most 12% of it the sum over the replicas" in told
+
+
+def test_a_run_on_cudnn_says_so_where_it_starts() -> None:
+    assert start_line({**_START, "kernel": "cudnn"}) == f"{start_line(_START)}, cuDNN"
+    assert start_line({**_START, "kernel": "fused"}) == start_line(_START)
 
 
 def test_the_machine_s_limit_and_where_the_time_goes_are_shown() -> None:

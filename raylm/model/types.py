@@ -9,7 +9,8 @@ from typing import Any
 Tensor = Any
 
 Touch = Callable[[str, Tensor], Tensor]
-"""Sees each named tensor of a forward pass and returns what the pass goes on with: a trace looks, a drill injects."""
+"""Sees each named tensor of a forward pass and returns what the pass goes on with: a trace looks, a drill injects.
+Gates are there to be looked at: they are seen when the outputs that hang on them have been computed."""
 
 
 def untouched(_: str, tensor: Tensor) -> Tensor:

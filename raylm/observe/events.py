@@ -3,7 +3,8 @@
 Every event has `kind`, `step` (optimizer updates applied), `position` (the data cursor, as the caller says it)
 and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may be missing:
 
-    start       steps_total recipe parameters workers replicas dataset vocabulary clip_norm? uniform_nats?
+    start       steps_total recipe parameters workers replicas dataset vocabulary kernel kernel_reason (what computes
+                the layers on rank 0, and why where that was chosen: `raylm.model.kernels`) clip_norm? uniform_nats?
                 unigram_nats? bigram_nats? (floors: guessing; the train text's words; its pairs, on the valid text)
                 tokens_per_second_limit? (all operations at the rate of a large matrix product: `raylm.training.limit`)
     step        loss (nats a token) perplexity learning_rate gradient_norm tokens_per_second epoch steps_total

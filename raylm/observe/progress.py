@@ -188,7 +188,7 @@ def exchange_figures(progress: Progress) -> list[tuple[str, str]]:
 
 
 def start_line(event: Event) -> str:
-    """`ptb-small on ptb, 4,650,000 parameters, 10,000 words, 2 workers x 1 replica`."""
+    """`ptb-small on ptb, 4,650,000 parameters, 10,000 words, 2 workers x 1 replica`, and where it computes, `cuDNN`."""
     parts = [f"{event.get('recipe') or 'a run'} on {event.get('dataset') or 'its data'}"]
     if (parameters := number(event.get("parameters"))) is not None:
         parts.append(f"{figures.count(parameters)} parameters")
@@ -196,6 +196,7 @@ def start_line(event: Event) -> str:
         parts.append(f"{figures.count(vocabulary)} words")
     if (workers := event.get("workers")) is not None:
         parts.append(f"{_plural(workers, 'worker')} x {_plural(event.get('replicas') or 1, 'replica')}")
+    parts += ["cuDNN"] if event.get("kernel") == "cudnn" else []
     return figures.one_line(", ".join(parts))
 
 
