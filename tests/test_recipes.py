@@ -47,5 +47,20 @@ def test_the_published_networks_are_trained_by_plain_sgd_on_twenty_contiguous_st
     assert config.steps is None
 
 
+def test_awd_lstm_holds_the_published_numbers() -> None:
+    """Merity, Keskar and Socher 2017 (arXiv:1708.02182), section 5 and the authors' code, for PTB."""
+    config, tuned = (RunConfig.model_validate(RECIPES[name]) for name in ("ptb-awd", "ptb-awd-finetune"))
+    model, optimizer = config.model, config.optimizer
+    assert (config.epochs, config.data.lanes, config.data.window, config.data.jitter) == (500, 20, 70, True)
+    assert (model.widths, model.tie_weights, model.init, model.init_scale) == ((400, 1150, 1150, 400), True, "awd", 0.1)
+    assert (model.embedding_dropout, model.recurrent_dropout, model.locked_dropout) == (0.1, 0.5, True)
+    assert model.dropout_rates == (0.4, 0.25, 0.25, 0.4)
+    assert (model.activation_regularization, model.temporal_regularization) == (2.0, 1.0)
+    assert (optimizer.clip_norm, optimizer.loss_scale, optimizer.weight_decay) == (0.25, "token_mean", 1.2e-6)
+    assert (optimizer.name, optimizer.averaging, optimizer.patience) == ("sgd", "triggered", 5)
+    assert (config.schedule.kind, config.schedule.learning_rate) == ("constant", 30.0)
+    assert (tuned.stop_early, tuned.optimizer.averaging, tuned.model) == (True, "always", model)
+
+
 def test_the_default_recipe_exists() -> None:
     assert RunConfig().recipe in RECIPES
