@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,12 +55,12 @@ def _summed() -> AbstractContextManager[Any]:
 
 
 def _first_weights(change: Callable[[str, Any], Any]) -> Patch:
-    original = language_model.initial_weights
+    original = language_model.drawn_weights
 
-    def changed(*arguments: Any) -> dict[str, Any]:
-        return {name: change(name, value) for name, value in original(*arguments).items()}
+    def changed(*arguments: Any) -> Iterator[tuple[str, Any]]:
+        return ((name, change(name, value)) for name, value in original(*arguments))
 
-    return lambda: mock.patch.object(language_model, "initial_weights", changed)
+    return lambda: mock.patch.object(language_model, "drawn_weights", changed)
 
 
 def _embedding_left_out() -> AbstractContextManager[Any]:

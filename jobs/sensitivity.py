@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 STEPS = (1, 10, 20, 30, 40, 50)
@@ -60,15 +61,15 @@ def losses(data_dir: Path, rate: float, replicas: int, nudge: bool) -> list[floa
     from raylm.training.topology import Topology
 
     if nudge:
-        original = language_model.initial_weights
+        original = language_model.drawn_weights
 
-        def nudged(config: ModelConfig, vocabulary: int, seed: int) -> dict[str, np.ndarray]:
-            weights = original(config, vocabulary, seed)
-            kernel = weights["lstm0/kernel"]
-            kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(1))
-            return weights
+        def nudged(config: ModelConfig, vocabulary: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+            for name, values in original(config, vocabulary, seed):
+                if name == "lstm0/kernel":
+                    values[0, 0] = np.nextafter(values[0, 0], np.float32(1))
+                yield name, values
 
-        language_model.initial_weights = nudged
+        language_model.drawn_weights = nudged
     seen: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = find_corpus("ptb", data_dir=data_dir, cache_dir=Path(folder), say=lambda line: None)

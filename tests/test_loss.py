@@ -143,9 +143,9 @@ def test_every_piece_of_the_logits_is_touched_and_goes_on_touched() -> None:
     ("setting", "rows", "words", "at_once"),
     [
         ("auto", 700, 10_000, 10_000),
-        ("auto", 700, 100_000, 20_000),
+        ("auto", 700, 100_000, 5_888),
         ("auto", None, 10_000, 10_000),
-        ("auto", None, 100_000, 14_286),
+        ("auto", None, 100_000, 4_000),
         (None, 700, 100_000, 100_000),
         (300, 700, 10_000, 300),
         (300, None, 200, 200),

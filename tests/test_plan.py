@@ -120,7 +120,7 @@ def test_memory_follows_the_lanes_of_a_replica_and_sums_need_a_copy() -> None:
     [
         ({"loss_chunk": None}, WORDS, 3 * 400 * WORDS * 4),
         ({"loss_chunk": 1000}, WORDS, 3 * 400 * 1000 * 4),
-        ({"loss_chunk": "auto"}, 10**6, 3 * (64 << 20)),
+        ({"loss_chunk": "auto"}, 10**6, 3 * (16 << 20)),
         ({"sampled_softmax": 100}, WORDS, 4 * (3 * 400 * 100 + 2 * 500 * 200)),
     ],
 )

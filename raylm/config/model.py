@@ -60,7 +60,7 @@ class ModelConfig(Section):
     """The softmax's matrix is the embedding (Press and Wolf 2017)."""
     loss_chunk: PositiveInt | Literal["auto"] | None = "auto"
     """Words whose logits are computed at once, for all rows: fewer take less memory and a fourth matrix product. auto:
-    as many as 64 MiB hold; none: all."""
+    all, where 64 MiB hold them, else as many as 16 MiB hold; none: all."""
     sampled_softmax: PositiveInt | None = None
     """Words drawn for each window, log-uniformly over ids, that the loss is estimated from in training (evaluation is
     exact); none: the exact loss. For vocabularies of 100,000 words and more."""

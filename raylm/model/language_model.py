@@ -8,8 +8,9 @@ arXiv:1708.02182) locks these masks over a window, drops whole words, and weight
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
+from itertools import starmap
 
 import numpy as np
 import tensorflow as tf
@@ -55,10 +56,7 @@ class LanguageModel(tf.Module):
         kernel = kernel or ("loop" if config.kernel == "loop" else "fused")
         loop = Kernel(differentiated=kernel == "loop", jit=config.jit)
         self._compute_layer = cudnn_layer if kernel == "cudnn" else partial(lstm_layer, kernel=loop)
-        values = initial_weights(config, vocabulary, seed)
-        self.weights: dict[str, tf.Variable] = {  # one by one: large tables are not held twice
-            name: tf.Variable(values.pop(name), name=name.replace("/", "_"), trainable=True) for name in [*values]
-        }
+        self.weights: dict[str, tf.Variable] = dict(starmap(_variable, drawn_weights(config, vocabulary, seed)))
 
     @property
     def parameters(self) -> int:
@@ -191,25 +189,39 @@ class LanguageModel(tf.Module):
         return LayerWeights(*(self.weights.get(f"lstm{layer}/{part}") for part in LayerWeights._fields))
 
 
+def _variable(name: str, value: np.ndarray) -> tuple[str, tf.Variable]:
+    return name, tf.Variable(value, name=name.replace("/", "_"), trainable=True)
+
+
 def _touch_within(touch: Touch, part: str, name: str, tensor: Tensor) -> Tensor:
     return touch(f"{part}/{name}", tensor)
 
 
-def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str, np.ndarray]:
+def drawn_weights(config: ModelConfig, vocabulary: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Every parameter uniform around zero (`init`), from Philox keyed by the seed; then the forget bias is added.
 
-    Drawn in a fixed order on the host, so the same seed gives the same weights on any device and any rank.
+    Drawn in a fixed order on the host, so the same seed gives the same weights on any device and any rank; one after
+    the other, so that no large table is held beside another.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
-    weights = {}
     for name, shape in weight_shapes(config, vocabulary).items():
-        scale = _initial_scale(config, name)
-        weights[name] = generator.random(shape, np.float32)
-        weights[name] *= np.float32(2 * scale)
-        weights[name] -= np.float32(scale)
-    for layer, units in enumerate(config.units):
-        weights[f"lstm{layer}/bias"][units : 2 * units] += np.float32(config.forget_bias)
-    return weights
+        yield name, _drawn(generator, config, name, shape)
+
+
+def _drawn(generator: np.random.Generator, config: ModelConfig, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    scale = _initial_scale(config, name)
+    values = generator.random(shape, np.float32)
+    values *= np.float32(2 * scale)
+    values -= np.float32(scale)
+    if layer := re.fullmatch(r"lstm(\d+)/bias", name):
+        units = config.units[int(layer[1])]
+        values[units : 2 * units] += np.float32(config.forget_bias)
+    return values
+
+
+def initial_weights(config: ModelConfig, vocabulary: int, seed: int) -> dict[str, np.ndarray]:
+    """`drawn_weights`, all of them."""
+    return dict(drawn_weights(config, vocabulary, seed))
 
 
 def _initial_scale(config: ModelConfig, name: str) -> float:

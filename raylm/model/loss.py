@@ -27,9 +27,10 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Sum over rows of weight · −log softmax(hidden · softmaxᵀ + bias)[target], in nats; a scalar.
 
-    A row of weight 0 has no target: it adds exactly nothing to the sum and to every gradient as long as its hidden
-    state is finite. chunk: words whose logits are computed at once (None: all), each piece touched as `logits`. The
-    products are taken in the type of the matrix (`matrix_product`), all sums in that of the hidden states.
+    No weight is negative. A row of weight 0 has no target: it adds exactly nothing to the sum and to every gradient
+    as long as its hidden state is finite. chunk: words whose logits are computed at once (None: all), each piece
+    touched as `logits`. The products are taken in the type of the matrix (`matrix_product`), all sums in that of the
+    hidden states.
     """
 
     def function(*tensors: Tensor) -> tuple[Any, Any]:
@@ -76,23 +77,28 @@ def _in_pieces(
     targets_N: Tensor,
     weights_N: Tensor,
 ) -> tuple[Any, Any]:
-    words, rows = softmax_VH.shape[0], tf.shape(targets_N)[0]
+    (words, width), rows = softmax_VH.shape, tf.shape(targets_N)[0]
+    flat = tf.reshape(softmax_VH, [-1])  # of which a slice is no copy where it begins at a multiple of 64 bytes
 
-    def logits_from(word: Tensor) -> Tensor:
-        piece = slice(word, word + chunk)
-        return matrix_product(hidden_NH, softmax_VH[piece], transpose_b=True) + bias_V[piece]
+    def piece_from(word: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrix's rows from a word on, and the logits of their words."""
+        end = tf.minimum(word + chunk, words)
+        of_piece = tf.reshape(flat[tf.cast(word, tf.int64) * width : tf.cast(end, tf.int64) * width], [-1, width])
+        return of_piece, matrix_product(hidden_NH, of_piece, transpose_b=True) + bias_V[word:end]
 
-    def targets_from(word: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    def targets_from(word: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows' targets are in the piece, and each row's place in it."""
-        inside = (targets_N >= word) & (targets_N < word + width)
+        inside = (targets_N >= word) & (targets_N < word + chunk)
         return inside, tf.stack([tf.range(rows), tf.where(inside, targets_N - word, 0)], 1)
 
     def add_piece(word: Tensor, highest: Tensor, totals: Tensor, target_logits: Tensor) -> tuple[Tensor, ...]:
-        logits = touch("logits", logits_from(word))
-        inside, places = targets_from(word, tf.shape(logits)[1])
+        logits = touch("logits", piece_from(word)[1])
+        inside, places = targets_from(word)
+        target_logits = tf.where(inside, tf.gather_nd(logits, places), target_logits)
         higher = tf.maximum(highest, tf.reduce_max(logits, 1, keepdims=True))
-        totals = totals * tf.exp(highest - higher) + tf.reduce_sum(tf.exp(logits - higher), 1, keepdims=True)
-        return word + chunk, higher, totals, tf.where(inside, tf.gather_nd(logits, places), target_logits)
+        with tf.control_dependencies([target_logits]):  # so that the logits can be written over
+            totals = totals * tf.exp(highest - higher) + tf.reduce_sum(tf.exp(logits - higher), 1, keepdims=True)
+        return word + chunk, higher, totals, target_logits
 
     nothing = tf.zeros([rows, 1], hidden_NH.dtype)
     _, highest, totals, target_logits = tf.while_loop(
@@ -105,26 +111,33 @@ def _in_pieces(
     losses = normalizers[:, 0] - target_logits
 
     def gradient(d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        scale_N = weights_N * d_sum
+        scale_N = weights_N * tf.abs(d_sum)
+        sign = tf.sign(d_sum)
+        signed_NH = hidden_NH * sign
+        scaled = normalizers - tf.math.log(scale_N)[:, None]
 
         def add_piece(word: Tensor, d_hidden: Tensor, d_softmax: Tensor, d_bias: Tensor) -> tuple[Tensor, ...]:
-            d_logits = tf.exp(logits_from(word) - normalizers) * scale_N[:, None]
-            inside, places = targets_from(word, tf.shape(d_logits)[1])
-            d_logits = tf.tensor_scatter_nd_sub(d_logits, places, tf.where(inside, scale_N, tf.zeros_like(scale_N)))
+            of_piece, logits = piece_from(word)
+            inside, places = targets_from(word)
+            d_logits = tf.tensor_scatter_nd_sub(
+                tf.exp(logits - scaled), places, tf.where(inside, scale_N, tf.zeros_like(scale_N))
+            )
             narrow = tf.cast(d_logits, softmax_VH.dtype)
-            ids = tf.range(word, word + tf.shape(d_logits)[1])
+            ids = tf.range(word, tf.minimum(word + chunk, words))
             return (
                 word + chunk,
-                d_hidden + matrix_product(narrow, softmax_VH[word : word + chunk]),
-                tf.raw_ops.InplaceUpdate(x=d_softmax, i=ids, v=matrix_product(narrow, hidden_NH, transpose_a=True)),
+                d_hidden + matrix_product(narrow, of_piece),
+                tf.raw_ops.InplaceUpdate(x=d_softmax, i=ids, v=matrix_product(narrow, signed_NH, transpose_a=True)),
                 tf.raw_ops.InplaceUpdate(x=d_bias, i=ids, v=tf.reduce_sum(d_logits, 0)),
             )
 
-        # Every row of these is written once; `tf.zeros` could be a constant that the next step finds written over.
-        empty = (tf.raw_ops.Empty(shape=tf.shape(like), dtype=bias_V.dtype) for like in (softmax_VH, bias_V))
+        with tf.control_dependencies([scaled]):  # not beside the pass before, for memory's sake
+            first = tf.identity(0)
+            # Every row of these is written once; `tf.zeros` could be a constant that the next step finds written over.
+            empty = [tf.raw_ops.Empty(shape=tf.shape(like), dtype=bias_V.dtype) for like in (softmax_VH, bias_V)]
         _, d_hidden, d_softmax, d_bias = tf.while_loop(
-            lambda word, *_: word < words, add_piece, (0, tf.zeros_like(hidden_NH), *empty), parallel_iterations=1
+            lambda word, *_: word < words, add_piece, (first, tf.zeros_like(hidden_NH), *empty), parallel_iterations=1
         )
-        return d_hidden, d_softmax, d_bias, None, losses * d_sum
+        return d_hidden * sign, d_softmax, d_bias * sign, None, losses * d_sum
 
     return tf.reduce_sum(losses * weights_N), gradient

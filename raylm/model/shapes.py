@@ -9,6 +9,8 @@ from typing import Literal
 from raylm.config import ModelConfig, RunConfig
 
 _HELD_AT_ONCE = 2**24  # logits: 64 MiB
+_HELD_IN_PIECES = 2**22
+_ALIGNED = 16  # words: pieces begin at multiples of 64 bytes, whatever the width
 _MANY_ROWS = 1024  # where their number is not known
 _MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
 
@@ -33,11 +35,15 @@ def weight_shapes(config: ModelConfig, vocabulary: int) -> dict[str, tuple[int, 
 
 
 def words_at_once(setting: int | Literal["auto"] | None, rows: int | None, words: int) -> int:
-    """Words whose logits are computed at once: the setting; for `auto` as many as 64 MiB hold for all rows."""
+    """Words whose logits are computed at once: the setting; for `auto` all where 64 MiB hold them for all rows, else
+    as many as 16 MiB hold."""
     if setting != "auto":
         return min(setting or words, words)
-    pieces = -(-(rows or _MANY_ROWS) * words // _HELD_AT_ONCE)
-    return -(-words // pieces)
+    logits = (rows or _MANY_ROWS) * words
+    if logits <= _HELD_AT_ONCE:
+        return words
+    pieces = -(-logits // _HELD_IN_PIECES)
+    return min(-(-words // (pieces * _ALIGNED)) * _ALIGNED, words)
 
 
 def rows_of(config: RunConfig, words: int) -> dict[str, int]:
