@@ -108,6 +108,10 @@ def test_a_run_on_a_cluster_without_workers_gets_a_spot_machine_and_trains_on_it
     assert spot["InstanceType"] == "g6.12xlarge"
     assert spot["InstanceLifecycle"] == "spot"
     assert spot["IamInstanceProfile"]["Arn"].endswith("/raylm-worker")
+    assert (spot["ImageId"], spot["MetadataOptions"]["HttpTokens"]) == ("ami-00000000000000000", "required")
+    assert spot["Placement"]["AvailabilityZone"] == "us-west-2a"
+    assert tags(spot).items() >= {"ray-node-type": "worker", "ray-cluster-name": "raylm"}.items()
+    assert spot["SecurityGroups"] == (cloud.instance("head") or {})["SecurityGroups"]
     assert cloud.instance("gpu-on-demand") is None
     cloud.switch_on(spot)
     assert job.wait(400) == 0, cloud.said()

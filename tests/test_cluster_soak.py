@@ -7,7 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from ray_cluster import ENDLESS, Cluster
+from ray_cluster import ENDLESS, TINY, Cluster
+
+from raylm.data.upload import Destination, upload_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -51,7 +53,15 @@ def test_a_run_waits_for_room_on_a_busy_cluster_however_often_ray_gives_up_and_c
         cluster.close()
 
 
-def test_a_plan_is_measured_by_a_short_trial_that_leaves_nothing(tmp_path: Path) -> None:
+def prepared(cluster: Cluster) -> dict[str, Path]:
+    """The datasets that the first plan made of the text."""
+    [folder] = (cluster.folder / "cache" / "raylm" / "datasets").iterdir()
+    return {split: folder / split for split in ("train", "valid", "test")}
+
+
+def test_a_plan_is_measured_by_a_short_trial_that_leaves_nothing_here_or_in_a_bucket(
+    tmp_path: Path, bucket: str
+) -> None:
     cluster = Cluster(tmp_path, cpus=2)
     try:
         words = cluster.train("planned")[2:]
@@ -61,5 +71,13 @@ def test_a_plan_is_measured_by_a_short_trial_that_leaves_nothing(tmp_path: Path)
         assert (told["measured"], told["workers"], told["steps"]) == (True, 1, 40)
         assert told["tokens_per_hour"] > 0
         assert not list((cluster.folder / "runs").glob("trial-*"))
+        for split, dataset in prepared(cluster).items():
+            upload_dataset(dataset, bucket.format(f"data/{split}"))
+        stored = ("--corpus", bucket.format("data"), "--storage-path", bucket.format("runs"))
+        done = cluster.run("raylm", "plan", "--json", "--measure", *TINY, *stored)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["measured"]
+        assert not Destination(bucket.format("runs")).sizes()
+        assert not list((cluster.folder / "cache" / "raylm" / "runs").iterdir())
     finally:
         cluster.close()

@@ -241,6 +241,7 @@ def test_a_place_that_cannot_hold_a_run_is_found_out_at_once(bucket: str, uri: s
 def test_a_run_that_never_began_leaves_its_name_free(uri: str) -> None:
     mirror = begin(uri)._mirror
     assert remove_unstarted(mirror.folder, mirror)
+    assert not mirror.folder.parents[1].exists()
     create_in_store(mirror)
     begin(uri, 1)
     assert not remove_unstarted(mirror.folder, mirror)

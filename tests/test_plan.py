@@ -18,18 +18,16 @@ from raylm.errors import UserError
 from raylm.model.language_model import LanguageModel, carry_names
 from raylm.optim.optimizers import make_optimizer
 from raylm.recipes import RECIPES
+from raylm.training.devices import GIB, GPUS, cpu, speed
+from raylm.training.pace import time_of
 from raylm.training.plan import (
     FILES_BYTES,
-    GIB,
-    GPUS,
     Text,
     checkpoint_bytes,
     count_parameters,
-    cpu,
     make_plan,
     memory_parts,
     refuse_what_does_not_fit,
-    time_of,
 )
 from raylm.training.topology import Topology
 
@@ -184,6 +182,30 @@ def test_more_devices_are_guessed_to_be_faster_until_the_time_steps_rule() -> No
 
     assert guess(1) / 2 < guess(2) < guess(1)
     assert guess(20) > guess(1) / 20
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "peak", "said"),
+    [
+        ("L4", "float32", 30.3 / 3, "a third of the 30.3 TFLOP/s that the L4's data sheet has for float32, "),
+        ("L4", "bfloat16", 121 / 6, "a sixth of the 121 TFLOP/s that the L4's data sheet has for bfloat16, "),
+        ("A100", "tf32", 156 / 6, "for tf32"),
+        ("T4", "float16", 65 / 6, "for float16"),
+        ("T4", "bfloat16", 8.1 / 3, "for float32 (and no bfloat16), "),
+    ],
+)
+def test_a_guess_takes_the_precision_that_the_gpu_has_and_says_what_it_assumes(
+    gpu: str, precision: str, peak: float, said: str
+) -> None:
+    assumed = speed(run(model={"precision": precision}), GPUS[gpu])
+    assert assumed.flops == pytest.approx(1e12 * peak)
+    assert said in assumed.assumption
+    assert assumed.assumption.endswith("never tried")
+
+
+def test_on_a_processor_no_other_precision_is_said_to_be_known() -> None:
+    assert "2 cores" in speed(run(), cpu(2)).assumption
+    assert "bfloat16 was not tried" in speed(run(model={"precision": "bfloat16"}), cpu(2)).assumption
 
 
 # The command

@@ -81,6 +81,12 @@ class Mirror:
                 self.remote.send(file, name)
                 self._sent[name] = state
 
+    def remove(self) -> None:
+        """Removes the run from the store, and its working folders from this machine."""
+        for name in self.remote.sizes():
+            self.remote.remove(name)
+        shutil.rmtree(self.folder.parents[1], ignore_errors=True)
+
     def prune(self, folder: str, keep: int) -> None:
         """Removes from a folder of the store all but the `keep` that were written to last."""
         for name in self.remote.last_written(folder)[:-keep]:

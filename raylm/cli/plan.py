@@ -24,7 +24,9 @@ from raylm.errors import UserError
 from raylm.observe.figures import count, duration
 from raylm.observe.run_folder import RunRecord
 from raylm.training.datasets import open_source
-from raylm.training.plan import GIB, GPUS, Device, Plan, Text, cpu, make_plan, refuse_what_does_not_fit, time_of
+from raylm.training.devices import GIB, GPUS, Device, cpu, speed
+from raylm.training.pace import time_of
+from raylm.training.plan import Plan, Text, make_plan, refuse_what_does_not_fit
 from raylm.training.topology import Topology
 
 SUMMARY = "Say what a run will take before it begins: memory, checkpoints, hours and money; refuse what cannot fit."
@@ -139,7 +141,7 @@ def _hours(
     return {
         "tokens_per_hour": time.tokens_per_second * 3600,
         "measured": pace is not None,
-        "assumption": "" if pace is not None else device.assumption + ", sums over replicas free" * (devices > 1),
+        "assumption": "" if pace else speed(config, device).assumption + ", sums over replicas free" * (devices > 1),
         "training_seconds": time.training,
         "evaluation_seconds": time.evaluation,
         "checkpoint_bytes_per_hour": time.checkpoints * plan.checkpoint / time.training * 3600,

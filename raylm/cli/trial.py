@@ -48,8 +48,7 @@ def measured_pace(record: RunRecord, say: Callable[[str], None]) -> float:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if mirror is not None:
-            for name in mirror.remote.sizes():
-                mirror.remote.remove(name)
+            mirror.remove()
     pace = steady_rate(view.rates)
     if pace is None:
         raise UserError("--measure: the trial ended before its second step: give it more text, or leave it out")

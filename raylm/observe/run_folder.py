@@ -78,8 +78,7 @@ def remove_unstarted(folder: Path, mirror: Mirror | None = None) -> bool:
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
         if mirror is not None:
-            for name in mirror.remote.sizes():
-                mirror.remote.remove(name)
+            mirror.remove()
     return not begun
 
 

@@ -1,25 +1,24 @@
-"""What a run will take, counted before it runs: memory, checkpoints, steps, and, from a pace, hours and money. Pure.
+"""What a run will take, counted before it runs: memory, checkpoints, steps, operations. Pure.
 
 The counts are of what the code holds: exact for parameters, slots, carry and checkpoints; for activations and logits
-the tensors that live at the widest point of a step. The pace of a device that was not tried is a guess, and called so.
+the tensors that live at the widest point of a step. `raylm.training.pace` makes hours of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from raylm.config import RunConfig
 from raylm.errors import UserError
 from raylm.model.shapes import rows_of, weight_shapes, words_at_once
 from raylm.optim.averaging import of_layer
+from raylm.training.devices import GIB, Device
 from raylm.training.topology import Topology
 
 FLOAT = 4
 """Bytes of a number: all is single precision."""
-
-GIB = 1 << 30
 
 RUNTIME_BYTES = GIB
 """Of a GPU, for CUDA, its libraries and what the allocator cannot use: assumed."""
@@ -29,50 +28,6 @@ FILES_BYTES = 8 << 10
 
 SLOTS = {"sgd": 0, "adam": 2, "adagrad": 1}
 """Slots of every optimizer that are as large as the weight."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a replica computes on. memory: bytes, None where it is the machine's. flops: useful floating-point
-    operations a second. loop_seconds: for one time step of one layer, forwards or backwards, beside its products."""
-
-    name: str
-    memory: int | None
-    flops: float
-    loop_seconds: float
-    assumption: str
-
-    def with_memory(self, size: int) -> Device:
-        """The same with so many bytes."""
-        return replace(self, memory=size)
-
-
-def _gpu(name: str, gib: int, peak: float) -> Device:
-    told = f"a third of the {peak:g} TFLOP/s of an {name}'s data sheet, 0.1 ms a time step and layer; never tried"
-    return Device(name, gib * GIB, peak * 1e12 / 3, 1e-4, told)
-
-
-GPUS = {
-    device.name: device
-    for device in (
-        _gpu("T4", 15, 8.1),
-        _gpu("V100", 16, 15.7),
-        _gpu("A10G", 22, 31.2),
-        _gpu("L4", 22, 30.3),
-        _gpu("L40S", 44, 91.6),
-        _gpu("A100", 40, 19.5),
-        _gpu("A100-80GB", 80, 19.5),
-        _gpu("H100", 80, 66.9),
-        _gpu("H200", 140, 66.9),
-    )
-}
-"""By NVIDIA's data sheets: memory that is left to programs, in GiB, and single-precision peak."""
-
-
-def cpu(cores: float) -> Device:
-    """So many cores of a machine."""
-    told = f"80 GFLOP/s a core, 0.1 ms a time step and layer, as ptb-small ran on two cores; {cores:g} here"
-    return Device("CPU", None, 80e9 * cores, 1e-4, told)
 
 
 @dataclass(frozen=True)
@@ -250,9 +205,6 @@ def _gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-# The pace
-
-
 def operations(config: RunConfig, vocabulary: int) -> tuple[float, float]:
     """Floating-point operations for one target in training, and in evaluation: two for a product and its sum, and as
     many twice again on the way back; a softmax in pieces computes its logits once more."""
@@ -264,40 +216,3 @@ def operations(config: RunConfig, vocabulary: int) -> tuple[float, float]:
     words = min(config.model.sampled_softmax or vocabulary, vocabulary)
     width = config.model.widths[-1]
     return 3 * (layers + 2 * words * width), layers + 2 * vocabulary * width
-
-
-@dataclass(frozen=True)
-class Time:
-    """Seconds of training and, always estimated, of evaluation; the checkpoints that are written in that time."""
-
-    tokens_per_second: float
-    training: float
-    evaluation: float
-    checkpoints: int
-
-
-def time_of(
-    config: RunConfig, plan: Plan, text: Text, topology: Topology, device: Device, pace: float | None = None
-) -> Time:
-    """How long a run takes. pace: tokens a second, where it was measured."""
-    guess = text.targets / text.windows / step_seconds(config, text, topology, device)
-    pace = pace or guess
-    checkpoints = plan.steps // config.checkpoint.every + plan.evaluations
-    return Time(pace, plan.targets / pace, evaluation_seconds(config, text, plan, device), checkpoints)
-
-
-def step_seconds(config: RunConfig, text: Text, topology: Topology, device: Device) -> float:
-    """A guess at an update's time, the sum over replicas left out."""
-    targets = text.targets / text.windows / (topology.workers * topology.replicas)
-    window = config.data.window if config.data.mode == "stream" else targets / topology.lanes_per_replica
-    loops = 2 * config.model.layers * window * topology.shards_per_replica
-    return targets * operations(config, text.vocabulary)[0] / device.flops + loops * device.loop_seconds
-
-
-def evaluation_seconds(config: RunConfig, text: Text, plan: Plan, device: Device) -> float:
-    """A guess at the time of all evaluations, of the valid text after each epoch and of the test text at the end: one
-    replica reads one lane, or some sentences at once, while the others wait."""
-    targets = plan.evaluations * text.held_out[0] + text.held_out[1]
-    at_once = 1 if config.data.mode == "stream" else 16
-    loops = config.model.layers * device.loop_seconds / at_once
-    return targets * (operations(config, text.vocabulary)[1] / device.flops + loops)
