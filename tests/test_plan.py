@@ -203,6 +203,13 @@ def test_a_guess_takes_the_precision_that_the_gpu_has_and_says_what_it_assumes(
     assert assumed.assumption.endswith("never tried")
 
 
+def test_a_guess_takes_fewer_seconds_a_time_step_where_cudnn_may_compute_the_layers() -> None:
+    cudnn, fused = (speed(run(model={"kernel": kernel}), GPUS["L4"]) for kernel in ("auto", "fused"))
+    assert cudnn.loop_seconds < fused.loop_seconds
+    assert "0.02 ms a time step and layer by cuDNN, if its trial agrees" in cudnn.assumption
+    assert "0.1 ms a time step and layer by a loop over time" in fused.assumption
+
+
 def test_on_a_processor_no_other_precision_is_said_to_be_known() -> None:
     assert "2 cores" in speed(run(), cpu(2)).assumption
     assert "bfloat16 was not tried" in speed(run(model={"precision": "bfloat16"}), cpu(2)).assumption

@@ -16,7 +16,7 @@ SHARE = {"float32": 1 / 3, "tf32": 1 / 6, "bfloat16": 1 / 6, "float16": 1 / 6}
 """Of the data sheet's rate that a training is assumed to reach, by precision: a window's products are small, and leave
 tensor cores idle the longer the faster those are."""
 
-LOOP_SECONDS = {"loop": 1e-4, "cudnn": 2e-5}
+LOOP_SECONDS, CUDNN_SECONDS = 1e-4, 2e-5
 """For one time step of one layer, forwards or backwards, beside its large products: where every time step is a few
 calls of their own, and where cuDNN computes all of them in one."""
 
@@ -86,10 +86,10 @@ def speed(config: RunConfig, device: Device) -> Speed:
         slow = "" if asked == "float32" else f", as in float32: {asked} was not tried"
         cores = f"{CORE_FLOPS / 1e9:g} GFLOP/s a core, {device.peaks['float32'] / CORE_FLOPS:g} cores"
         told = f"{cores}, 0.1 ms a time step and layer, as ptb-small ran on two cores{slow}"
-        return Speed(device.peaks["float32"], LOOP_SECONDS["loop"], told)
-    share, kernel = SHARE[precision], kernel_of(config)
-    peak, loop = device.peaks[precision], LOOP_SECONDS[kernel]
-    by = "by cuDNN" if kernel == "cudnn" else "by a loop over time"
+        return Speed(device.peaks["float32"], LOOP_SECONDS, told)
+    share, peak, cudnn = SHARE[precision], device.peaks[precision], may_use_cudnn(config)
+    loop = CUDNN_SECONDS if cudnn else LOOP_SECONDS
+    by = "by cuDNN, if its trial agrees" if cudnn else "by a loop over time"
     told = (
         f"{FRACTIONS[share]} of the {peak / 1e12:g} TFLOP/s that the {device.name}'s data sheet has for {precision}"
         f"{lacks}, {1e3 * loop:g} ms a time step and layer {by}; never tried"
@@ -97,6 +97,6 @@ def speed(config: RunConfig, device: Device) -> Speed:
     return Speed(share * peak, loop, told)
 
 
-def kernel_of(config: RunConfig) -> str:
-    """What computes the layers on a GPU."""
-    return "loop"
+def may_use_cudnn(config: RunConfig) -> bool:
+    """Whether cuDNN computes the layers on a GPU, if its trial at the start agrees."""
+    return config.model.kernel in ("auto", "cudnn") and not config.not_for_cudnn

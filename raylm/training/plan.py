@@ -14,7 +14,7 @@ from raylm.config import RunConfig
 from raylm.errors import UserError
 from raylm.model.shapes import rows_of, weight_shapes, words_at_once
 from raylm.optim.averaging import of_layer
-from raylm.training.devices import GIB, Device
+from raylm.training.devices import GIB, Device, may_use_cudnn
 from raylm.training.topology import Topology
 
 FLOAT = 4
@@ -110,7 +110,7 @@ def residual_bytes(config: RunConfig, vocabulary: int) -> int:
 
 def cudnn_bytes(config: RunConfig, vocabulary: int) -> int:
     """Of the layers' weights in cuDNN's own order, and of their gradients, where it computes the layers."""
-    if config.model.kernel not in ("auto", "cudnn") or config.not_for_cudnn:
+    if not may_use_cudnn(config):
         return 0
     shapes = weight_shapes(config.model, vocabulary)
     return 2 * FLOAT * sum(math.prod(shape) for name, shape in shapes.items() if of_layer(name))
@@ -147,13 +147,16 @@ def memory_parts(config: RunConfig, vocabulary: int, window: int, topology: Topo
     activations += config.model.mogrifier_rounds * sum(3 * max(read, outputs) for read, _, outputs in layers)
     compressed = {"residual": residual_bytes(config, vocabulary)} if config.cluster.compress != "none" else {}
     narrow = FLOAT // 2 if config.model.precision in ("bfloat16", "float16") else 0
+    # What a product reads is copied in 16 bits: of one layer at a time, and of the logits' gradient.
+    copied = max(read + 4 * units + outputs for read, units, outputs in layers)
+    logits = _logit_floats(config, vocabulary, rows)
     return compressed | {
         "weights": parameters * (FLOAT + narrow),
         "slots": slot_bytes(config, vocabulary),
         "gradients": gradients * FLOAT,
         "sums over replicas": sums * FLOAT,
-        "activations": rows * activations * FLOAT,
-        "logits": _logit_floats(config, vocabulary, rows) * FLOAT,
+        "activations": rows * (activations * FLOAT + copied * narrow),
+        "logits": logits * FLOAT + logits // 3 * narrow,
         "carry": 2 * carry_bytes(config, topology.lanes_per_replica),
     }
 
