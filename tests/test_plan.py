@@ -232,8 +232,16 @@ def test_the_command_tells_all_of_it_and_says_what_it_only_guesses(
     words = ["--corpus", corpus, "--data.lanes", "4", "--replicas", "2", "--gpu", "L4", "--price", "0.8"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    for part in ("1 × 2 L4, 2 lanes each", "weights", "of 22.00 GiB", "estimated: a third of the", "0.8 an hour × 2"):
+    for part in (
+        "1 × 2 L4, 2 lanes each",
+        "weights",
+        "of 22.00 GiB, counted, not tried\n",
+        "estimated: a third of the",
+        "0.8 an hour × 2",
+    ):
         assert part in said
+    assert main([*words, "--gpu-memory", "1.2"]) == 0
+    assert "of 1.20 GiB, counted, not tried: it may not fit" in capsys.readouterr().out
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["memory"]["total"] == sum(size for name, size in told["memory"].items() if name != "total")

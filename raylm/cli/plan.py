@@ -26,7 +26,7 @@ from raylm.observe.run_folder import RunRecord
 from raylm.training.datasets import open_source
 from raylm.training.devices import GIB, GPUS, Device, cpu, speed
 from raylm.training.pace import time_of
-from raylm.training.plan import Plan, Text, make_plan, refuse_what_does_not_fit
+from raylm.training.plan import LEAST_HELD, MOST_HELD, Plan, Text, make_plan, refuse_what_does_not_fit
 from raylm.training.topology import Topology
 
 SUMMARY = "Say what a run will take before it begins: memory, checkpoints, hours and money; refuse what cannot fit."
@@ -154,7 +154,9 @@ def _hours(
 def _size_facts(sizes: dict[str, Any]) -> Facts:
     parts = [(name, size) for name, size in sizes["memory"].items() if size and name != "total"]
     memory = sizes["device_memory"]
+    needed = sizes["memory"]["total"]
     room = "" if memory is None else f" of {_bytes(memory)}"
+    tight = ": it may not fit" if memory is not None and needed <= memory < MOST_HELD * needed else ""
     return [
         ("run", f"{sizes['recipe']}, {count(sizes['steps'])} updates, {count(sizes['tokens'])} tokens"),
         ("parameters", count(sizes["parameters"])),
@@ -162,7 +164,8 @@ def _size_facts(sizes: dict[str, Any]) -> Facts:
             "devices",
             f"{sizes['workers']} × {sizes['replicas']} {sizes['device']}, {sizes['lanes_per_replica']} lanes each",
         ),
-        ("memory of each", f"{_bytes(sizes['memory']['total'])}{room}"),
+        ("memory of each", f"{_bytes(needed)}{room}, counted, not tried{tight}"),
+        ("", f"(on a processor, steps held {LEAST_HELD:g} to {MOST_HELD:g} times what is counted)"),
         *((f"  {name}", _bytes(size)) for name, size in parts),
         ("host memory", f"{_bytes(sizes['snapshots_on_host'])} for the snapshots of each worker"),
         ("checkpoint", f"{_bytes(sizes['checkpoint_bytes'])}, {_bytes(sizes['checkpoints_kept_bytes'])} for all kept"),

@@ -23,6 +23,11 @@ FLOAT = 4
 RUNTIME_BYTES = GIB
 """Of a GPU, for CUDA, its libraries and what the allocator cannot use: assumed."""
 
+LEAST_HELD, MOST_HELD = 1.2, 1.5
+"""Times the counted bytes that a process held at its peak in steps on a processor (`jobs/step_contenders.py`, peaks of
+small, medium, large, awd and wide: 1.46, 1.32, 1.20, 1.28, 1.46): the allocator's waste, and what making a step takes.
+No GPU was tried."""
+
 FILES_BYTES = 8 << 10
 """Of a checkpoint, for its JSON and the headers of its arrays."""
 
