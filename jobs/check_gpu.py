@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -82,8 +82,7 @@ def cases(cells: Sequence[str]) -> list[Case]:
         mask = np.arange(STEPS)[:, None, None] < lengths[:, None]
         masked = [outputs * mask, *(0 * part for part in carry)]
         for kind, upstream in ((name, [outputs, *carry]), (f"{name}, masked", masked)):
-            with tf.device("/CPU:0"):
-                made.append(Case(kind, values, upstream, results(LOOP, values, upstream, tf.float64)))
+            made.append(Case(kind, values, upstream, results(LOOP, values, upstream, dtype=tf.float64)))
     return made
 
 
@@ -94,7 +93,7 @@ def against_differences(case: Case) -> Row:
 
     def loss(sign: int) -> float:
         moved = {name: value + sign * step * directions[name] for name, value in case.values.items()}
-        found = results(LOOP, moved, case.upstream, tf.float64)
+        found = results(LOOP, moved, case.upstream, dtype=tf.float64)
         return sum(float((u * found[name]).sum()) for u, name in zip(case.upstream, case.wanted, strict=False))
 
     along = sum(float((case.wanted[f"gradient of {name}"] * each).sum()) for name, each in directions.items())
@@ -102,29 +101,39 @@ def against_differences(case: Case) -> Row:
     return Row(f"reference, {case.name}", "finite differences along all arguments", apart, DIFFERENCES_ALLOWED)
 
 
+def computed(layer: str, device: str, case: Case, dtype: tf.DType = tf.float32) -> dict[str, np.ndarray]:
+    """A case by one kernel on one device, on a GPU in a compiled function as in a run."""
+    traced = device == "GPU" or "XLA" in layer
+    return results(LAYERS[layer], case.values, case.upstream, f"/{device}:0", dtype, traced)
+
+
 def compared(layer: str, device: str, precision: str, case: Case) -> Row:
-    """One kernel on one device."""
-    what = f"{layer}, {device}, {precision}, {case.name}"
+    """One kernel on one device, against the reference."""
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
     dtype = tf.float64 if precision == "float64" else tf.float32
-    try:
-        with tf.device(f"/{device}:0"):
-            found = results(LAYERS[layer], case.values, case.upstream, dtype, traced=_is_traced(layer, device))
-    except tf.errors.OpError as error:
-        return Row(what, f"{type(error).__name__}: {error.message.splitlines()[0]}", float("nan"), ALLOWED[precision])
-    worst = max(case.wanted, key=lambda name: np.nan_to_num(distance(found[name], case.wanted[name]), nan=np.inf))
-    return Row(what, worst, distance(found[worst], case.wanted[worst]), ALLOWED[precision])
+    what = f"{layer}, {device}, {precision}, {case.name}"
+    return _row(what, ALLOWED[precision], lambda: _worst(computed(layer, device, case, dtype), case.wanted))
 
 
 def repeated(layer: str, device: str, case: Case) -> Row:
     """One kernel on one device twice, bit for bit."""
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     what = f"{layer}, {device}, float32, {case.name}, again"
-    with tf.device(f"/{device}:0"):
-        once, again = (
-            results(LAYERS[layer], case.values, case.upstream, traced=_is_traced(layer, device)) for _ in "12"
-        )
-    worst = max(once, key=lambda name: distance(again[name], once[name]))
-    return Row(what, "the same bits", distance(again[worst], once[worst]), 0.0)
+    return _row(what, 0.0, lambda: _worst(*(computed(layer, device, case) for _ in range(2))))
+
+
+def _row(what: str, allowed: float, compare: Callable[[], tuple[str, float]]) -> Row:
+    try:
+        return Row(what, *compare(), allowed)
+    except tf.errors.OpError as error:
+        return Row(what, f"{type(error).__name__}: {error.message[:100]}", float("nan"), allowed)
+
+
+def _worst(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> tuple[str, float]:
+    """The result that lies furthest off, and how far."""
+    apart = {name: distance(found[name], wanted[name]) for name in wanted}
+    worst = max(apart, key=lambda name: np.nan_to_num(apart[name], nan=np.inf))
+    return worst, apart[worst]
 
 
 def rows(layers: Sequence[str], cells: Sequence[str]) -> list[Row]:
@@ -134,20 +143,12 @@ def rows(layers: Sequence[str], cells: Sequence[str]) -> list[Row]:
     precisions = {"CPU": ("float64", "float32"), "GPU": ("float64", "float32", "tf32")}
     for device in ("CPU", "GPU") if tf.config.list_logical_devices("GPU") else ("CPU",):
         for layer in layers:
-            if layer == "cudnn" and device == "CPU":
-                continue
-            found += [
-                compared(layer, device, precision, case)
-                for case in chosen
-                if layer != "cudnn" or case.name.startswith("plain")
-                for precision in precisions[device]
+            suited = [
+                case for case in chosen if layer != "cudnn" or (device == "GPU" and case.name.startswith("plain"))
             ]
-            found.append(repeated(layer, device, chosen[0]))
+            found += [compared(layer, device, precision, case) for case in suited for precision in precisions[device]]
+            found += [repeated(layer, device, case) for case in suited[:1]]
     return found
-
-
-def _is_traced(layer: str, device: str) -> bool:
-    return device == "GPU" or "XLA" in layer
 
 
 def main() -> int:

@@ -34,6 +34,8 @@ def cudnn_layer(
     Raises:
         tf.errors.OpError: when it runs, where there is no GPU.
     """
+    assert weights.peepholes is None
+    assert weights.projection is None
     steps, lanes = tf.shape(inputs_TBI)[0], tf.shape(inputs_TBI)[1]
     outputs, hidden, cell, *_ = tf.raw_ops.CudnnRNNV3(
         input=inputs_TBI,

@@ -77,10 +77,9 @@ def trial(config: ModelConfig, device: str = "/GPU:0") -> str:
         values = random_arguments(_STEPS, _LANES, inputs, units)
         upstream = random_upstream(values)
         try:
-            with tf.device(device):
-                _check_size(inputs, units)
-                layers = (cudnn_layer, lstm_layer, cudnn_layer)
-                found, wanted, again = (results(layer, values, upstream) for layer in layers)
+            _check_size(inputs, units, device)
+            layers = (cudnn_layer, lstm_layer, cudnn_layer)
+            found, wanted, again = (results(layer, values, upstream, device) for layer in layers)
         except tf.errors.OpError as error:
             return f"{type(error).__name__}: {(error.message.splitlines() or [''])[0]}"
         problem = disagreement(found, wanted, TOLERANCE[config.precision])
@@ -90,9 +89,11 @@ def trial(config: ModelConfig, device: str = "/GPU:0") -> str:
     return ""
 
 
-def _check_size(inputs: int, units: int) -> None:
+def _check_size(inputs: int, units: int, device: str) -> None:
     """cuDNN reads and writes as many numbers as it has use for, beyond the end of a buffer that is too small."""
-    asked = tf.raw_ops.CudnnRNNParamsSize(num_layers=1, num_units=units, input_size=inputs, T=tf.float32, S=tf.int64)
+    sizes = {"num_layers": 1, "num_units": units, "input_size": inputs}
+    with tf.device(device):
+        asked = tf.raw_ops.CudnnRNNParamsSize(**sizes, T=tf.float32, S=tf.int64)
     theirs, ours = int(asked[0]), 4 * units * (inputs + units + 2)
     if theirs != ours:
         line = f"cuDNN wants {theirs:,} numbers for a layer's weights, they are {ours:,}"
@@ -129,6 +130,7 @@ def results(
     layer: Layer,
     values: Mapping[str, np.ndarray],
     upstream: Sequence[np.ndarray],
+    device: str = "/CPU:0",
     dtype: tf.DType = tf.float32,
     traced: bool = False,
 ) -> dict[str, np.ndarray]:
@@ -136,11 +138,12 @@ def results(
     traced: computed in a compiled function, which XLA wants."""
 
     def compute(given: dict[str, Tensor], of_results: list[Tensor]) -> dict[str, Tensor]:
-        with tf.GradientTape() as tape:
-            tape.watch(given)
-            weights = LayerWeights(**{name: given[name] for name in LayerWeights._fields if name in given})
-            outputs, carry = layer(given["inputs"], LayerCarry(given["hidden"], given["cell"]), weights)
-        gradients = tape.gradient([outputs, *carry], given, of_results)
+        with tf.device(device):  # here: what a compiled function holds is placed by its own devices, not its caller's
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                weights = LayerWeights(**{name: given[name] for name in LayerWeights._fields if name in given})
+                outputs, carry = layer(given["inputs"], LayerCarry(given["hidden"], given["cell"]), weights)
+            gradients = tape.gradient([outputs, *carry], given, of_results)
         forward = {"outputs": outputs, "last hidden": carry.hidden, "last cell": carry.cell}
         return forward | {f"gradient of {name}": gradient for name, gradient in gradients.items()}
 
