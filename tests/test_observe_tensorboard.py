@@ -76,6 +76,20 @@ def test_steps_that_a_rollback_or_a_resume_takes_back_are_purged(tmp_path: Path)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
+def test_files_of_one_second_are_named_in_the_order_in_which_they_were_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads them in the order of their names."""
+    nanoseconds = iter([1_800_000_000_009_999_999, 1_800_000_000_080_000_000])
+    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr("time.time_ns", lambda: next(nanoseconds))
+    for step in (100, 90):
+        log = TensorBoardLog(tmp_path)
+        log.record({"kind": "resume", "step": step, "path": "x", "time": 2.0})
+        log.close()
+    assert [event.step for event in _events(tmp_path) if event.HasField("session_log")] == [100, 90]
+
+
 def test_what_a_step_lacks_is_left_out(tmp_path: Path) -> None:
     log = TensorBoardLog(tmp_path)
     log.record(_step(1, loss=None))

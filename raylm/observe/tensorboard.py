@@ -77,7 +77,7 @@ class TensorBoardLog:
         folder = run_folder / "tensorboard"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns() % 10**9}")
+            self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}.{os.getpid()}")
         except OSError as error:
             self._give_up(error)
 
