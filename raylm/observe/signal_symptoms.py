@@ -87,7 +87,7 @@ def gates_saturated(seen: Evidence) -> Finding | None:
 
 def carry_grows(seen: Evidence) -> Finding | None:
     """Cells so far out that their tanh is 1: the state only says that it is full. No more than a note where the loss
-    falls all the same, as at high rates of Adam."""
+    falls all the same: the recipe `bytes` learns well with cells in the thousands."""
     for layer, points in _by_part(seen, "cell/").items():
         since = first_step(smooth(points), 10.0)
         if len(points) >= _FEWEST and since is not None:
@@ -95,10 +95,13 @@ def carry_grows(seen: Evidence) -> Finding | None:
             return Finding(
                 "carry grows",
                 "note" if seen.falls else "suspect",
-                f"The cells of {layer} grow without bound: past 10 on average since step {since}.",
-                (f"root mean square {compact(began)} at step {first}, {compact(now)} at step {step}",),
-                "Clip the gradient, lower the learning rate, or begin anew more often.",
-                "tanh(10) is 1 to eight digits: nothing of the cell is seen any more",
+                f"The cells of {layer} are full: their root mean square is above 10 since step {since}.",
+                (f"{compact(began)} at step {first}, {compact(now)} at step {step}; a few cells may be the cause",),
+                "Nothing, while the loss falls as it does here; "
+                "else clip the gradient, lower the learning rate, or begin anew more often."
+                if seen.falls
+                else "Clip the gradient, lower the learning rate, or begin anew more often.",
+                "tanh(10) is 1 to eight digits: nothing of such a cell is seen any more",
                 since,
                 points,
             )
