@@ -123,6 +123,8 @@ def test_the_page_tells_the_whole_run_and_asks_for_nothing(tmp_path: Path) -> No
         "Completed after 60 updates.",
         "Its best perplexity on the valid text is 270.4, better than unigram 686.8, worse than bigram 229.3.",
         "a note & more",
+        "healthy, by the run's own figures",
+        "note: 1 fault was found and undone.",
         "the loss is nan at step 30",
         "rolled back from step 30 to 25, window 30 is left out",
         '</script><script>throw "x"</script> <b>&amp; "quoted"',

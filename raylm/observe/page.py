@@ -11,10 +11,12 @@ from typing import Any
 
 from raylm import __version__
 from raylm.observe import figures, plot
+from raylm.observe.findings import evidence_of
 from raylm.observe.page_style import SCRIPT, STYLE
 from raylm.observe.progress import floor_words, start_line
 from raylm.observe.rate_range import Suggestion, Tried, smoothed
 from raylm.observe.story import Mark, Story, differences, flat
+from raylm.observe.symptoms import diagnose
 
 MOST_RUNS = 6
 """As many as there are colours."""
@@ -33,6 +35,7 @@ def report_page(story: Story) -> str:
         _tiles(story),
         *_charts([story]),
         *_happened(story.marks),
+        *_diagnosis(story),
         *_results([story]),
         *_samples([story]),
         _details("Configuration", flat(story.config)),
@@ -99,6 +102,18 @@ def headline(story: Story) -> list[str]:
             + "."
         )
     return [*said, story.note] if story.note else said
+
+
+def _diagnosis(story: Story) -> list[str]:
+    """What the rules find in the run's own figures, the verdict first."""
+    found = diagnose(evidence_of(story))
+    since = f" since step {found.since:,}" if found.since is not None else ""
+    said = [f"<p>{found.verdict}{since}, by the run's own figures; <code>raylm diagnose</code> reads its data too.</p>"]
+    for finding in found.findings:
+        lines = (*finding.evidence, f"What to do: {finding.advice}")
+        told = "".join(f"<br>{escape(line)}" for line in lines)
+        said.append(f"<p><b>{finding.severity}: {escape(finding.title)}</b>{told}</p>")
+    return ["<h2>Diagnosis</h2>", *said]
 
 
 def _badge(story: Story) -> str:
