@@ -51,7 +51,8 @@ def commands(text: str) -> Iterator[str]:
 
 def filled(command: str, folder: Path) -> list[str]:
     """The words of a command, with what is in the folder for what they stand for."""
-    runs = sorted((folder / "runs").glob("*"), key=lambda run: run.stat().st_mtime)
+    begun = sorted((folder / "runs").glob("*/config.json"), key=lambda file: file.stat().st_mtime)
+    runs = [file.parent for file in begun]
     named = re.search(r"--name (\S+)", command)
     if runs and not named:
         checkpoints = sorted(runs[0].glob("checkpoints/step-*"))

@@ -80,6 +80,7 @@ SOUND = (
     ("carry_read", 0.3),
     ("row_dead", 0.0),
     ("row_largest", 2.0),
+    ("ranks_agree", 1.0),
 )
 
 
@@ -159,6 +160,8 @@ def planted(name: str, seed: int, steps: int) -> Evidence:
             return replace(sound, rate=[(step, step / 1e6) for step, _ in sound.rate])
         case "dropout in evaluation":
             return signalled(sound, "lanes_apart", 0.05)
+        case "ranks disagree":
+            return signalled(sound, "ranks_agree", 0.0)
         case "adam at 0.3, it learns":
             return replace(sound, optimizer="adam", peak_rate=0.3)
         case _:
@@ -193,6 +196,7 @@ EXPECTED = {
     "embedding rows die": ("suspect", "embedding rows"),
     "updates too long": ("suspect", "updates too long"),
     "warm-up in tokens": ("wrong", "never warm"),
+    "ranks disagree": ("wrong", "ranks disagree"),
     "dropout in evaluation": ("wrong", "dropout in evaluation"),
 }
 

@@ -20,11 +20,12 @@ from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
 from raylm.model.language_model import carry_names
 from raylm.observe.summary import Summary
+from raylm.training.agreement import check_same_start, weights_agree
 from raylm.training.datasets import Datasets
 from raylm.training.distribute import make_strategy
 from raylm.training.loop import Outside, train
 from raylm.training.signals import named
-from raylm.training.state import check_same_start, fresh_carry, make_replicas
+from raylm.training.state import Replicas, fresh_carry, make_replicas
 from raylm.training.step import Batch, Control, compile_step
 from raylm.training.topology import Topology
 
@@ -104,7 +105,20 @@ def _steps(
         result, carry = step(batch, carry, control)
         told = dict(zip(result._fields, map(float, result[:6]), strict=False))
         states.append(look(carry, told, named(made.model, result.signals)))
+    _check_agreement(made)
     return states
+
+
+def _check_agreement(made: Replicas) -> None:
+    """All replicas hold the same weights, and one bit of one weight of the last is seen to differ."""
+    assert weights_agree(made)
+    topology, weight = made.topology, made.model.weights["embedding"]
+    if topology.rank == topology.workers - 1 and topology.workers * topology.replicas > 1:
+        last = made.strategy.experimental_local_results(weight)[-1]
+        value = last.numpy()
+        value.view(np.uint32)[0, 0] ^= 1
+        last.assign(value)
+    assert weights_agree(made) == (topology.workers * topology.replicas == 1)
 
 
 def _padded(values: np.ndarray, lanes: int) -> np.ndarray:

@@ -16,7 +16,7 @@ and `time` (seconds since 1970, UTC). The fields of each kind, `?` where one may
                 overflows?
                 (float16's, and the updates that were left out for it; the norm is missing where this one was)
     eval        split (train, valid or test) nats perplexity tokens? seconds? lanes_apart? (nats a token between two
-                readings of the same words)
+                readings of the same words) ranks_agree? (whether all replicas held the same weights to the last bit)
     sample      prompt text
     checkpoint  path? seconds? bytes? state_sha256? problem? (why it was not saved, in one line)
     incident    reason, and what the guard found

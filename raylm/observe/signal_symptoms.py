@@ -148,6 +148,24 @@ def dropout_in_evaluation(seen: Evidence) -> Finding | None:
     )
 
 
+def ranks_disagree(seen: Evidence) -> Finding | None:
+    """Replicas whose weights are no longer the same bits at an evaluation."""
+    agree = seen.signals.get("ranks_agree", [])
+    apart = [step for step, same in agree if not same]
+    if not apart:
+        return None
+    return Finding(
+        "ranks disagree",
+        "wrong",
+        f"The replicas' weights differ since step {apart[0]}: each trains a model of its own.",
+        (f"not the same bits at {len(apart)} of {len(agree)} evaluations",),
+        "Resume from a checkpoint: all begin with the same weights then. If it comes again, look for a faulty device.",
+        "all make the same update of the same weights",
+        apart[0],
+        seen.loss,
+    )
+
+
 def never_warm(seen: Evidence) -> Finding | None:
     """Past half of the run the learning rate has not reached half of its highest: a warm-up in the wrong unit."""
     if seen.peak_rate is None or not seen.rate or not seen.steps_total or seen.last_step < seen.steps_total / 2:
@@ -168,7 +186,15 @@ def never_warm(seen: Evidence) -> Finding | None:
     )
 
 
-RULES = (weight_never_moves, carry_dropped, dropout_in_evaluation, never_warm, gates_saturated, updates_too_long)
+RULES = (
+    ranks_disagree,
+    weight_never_moves,
+    carry_dropped,
+    dropout_in_evaluation,
+    never_warm,
+    gates_saturated,
+    updates_too_long,
+)
 """Those before the rules of the loss in weight; the others are `LESSER_RULES`."""
 
 LESSER_RULES = (carry_grows, rows_dead_or_exploding)

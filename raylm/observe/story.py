@@ -138,6 +138,8 @@ def _told(name: str, events: Iterable[Event], summary: Summary | None, record: M
         elif kind == "eval":
             _add(evaluations.setdefault(str(event.get("split")), []), step, event.get("nats"))
             _add(curves.setdefault("signals/lanes_apart", []), step, event.get("lanes_apart"))
+            if isinstance(agree := event.get("ranks_agree"), bool):
+                _add(curves.setdefault("signals/ranks_agree", []), step, int(agree))
         elif kind == "sample":
             samples = [sample for sample in samples if sample[0] < step]
             samples.append((step, progress.sample_line(event)))

@@ -31,6 +31,7 @@ from raylm.optim.schedules import learning_rate
 from raylm.training import exchange
 from raylm.training.accounts import tokens_of
 from raylm.training.agenda import Agenda
+from raylm.training.agreement import check_same_start, weights_agree
 from raylm.training.averaging import averaged, compile_averaging, of_first_rank
 from raylm.training.datasets import Datasets, open_source, rate_factor
 from raylm.training.distribute import make_strategy
@@ -44,7 +45,7 @@ from raylm.training.recovery import Diverged, Recovery
 from raylm.training.saving import Saver
 from raylm.training.several import Read, Steps, Update
 from raylm.training.signals import named
-from raylm.training.state import State, assign_all, capture, check_same_start, fresh_carry, make_replicas, restore
+from raylm.training.state import State, assign_all, capture, fresh_carry, make_replicas, restore
 from raylm.training.step import Batch, Control
 from raylm.training.topology import Topology
 
@@ -318,6 +319,9 @@ class _Run:
         state = self.state
         averaging = self.agenda.averages(state)
         state.epochs_evaluated = state.cursor.epoch
+        if self.topology.workers * self.topology.replicas > 1:
+            with self.record.apart():
+                self.record.ranks_agree = weights_agree(self.replicas)
         loss = self._score("valid")
         if self.config.heeds_validation:
             state.validation += (of_first_rank(self.replicas, loss),) * (state.cursor.epoch - len(state.validation))

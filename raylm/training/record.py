@@ -52,6 +52,7 @@ class Recorder:
         self.dataset: str | None = None
         self.scores: dict[str, Score] = {}
         self.validation: dict[int, float] = {}
+        self.ranks_agree: bool | None = None
         self.epoch_loss = EpochLoss(0, 0.0, 0)
         self.rates: list[float | None] = []
         self.floors: dict[str, float] = {}
@@ -216,6 +217,7 @@ class Recorder:
             tokens=score.tokens,
             seconds=seconds,
             lanes_apart=score.lanes_apart,
+            **({} if self.ranks_agree is None else {"ranks_agree": self.ranks_agree}),
         )
 
     def sample(self, step: int, position: int, text: str) -> None:

@@ -115,34 +115,6 @@ def make_replicas(strategy: tf.distribute.Strategy, topology: Topology, config: 
     return Replicas(strategy, topology, model, optimizer, loss_scale, residual, place, gather, kernel)
 
 
-def check_same_start(replicas: Replicas, step: int | None) -> None:
-    """Sees to it that every rank begins at the same checkpoint's step, or all without one. A collective.
-
-    Raises:
-        RuntimeError: they do not: one of them could not read what another read.
-    """
-    topology, strategy = replicas.topology, replicas.strategy
-    if topology.workers == 1:
-        return
-    number = 0 if step is None else step + 1
-    halves = tf.constant([float(number >> 16), float(number & 0xFFFF)])  # whole numbers that float32 adds up exactly
-
-    def of_all() -> Any:
-        # Of each replica its own: a tensor that all of a worker's share would be added up once for the worker.
-        return all_reduce_sum([tf.identity(halves)])[0]
-
-    @tf.function(autograph=False)
-    def total() -> Any:
-        return strategy.experimental_local_results(strategy.run(of_all))[0]
-
-    if any(total().numpy() != topology.workers * topology.replicas * halves.numpy()):
-        mine = "no checkpoint" if step is None else f"the checkpoint of step {step}"
-        raise RuntimeError(
-            f"rank {topology.rank} found {mine}, another rank another one: what lies in the run's folder is not the "
-            "same for all"
-        )
-
-
 def fresh_carry(replicas: Replicas) -> Any:
     """The carry of lanes that have read nothing, on every replica."""
     return _place(replicas, replicas.model.zero_carry(replicas.topology.padded_lanes))
