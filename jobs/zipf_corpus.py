@@ -21,7 +21,7 @@ from raylm.data.caching import new_folder
 from raylm.data.options import PrepareOptions
 from raylm.data.prepare import prepare
 
-WORDS, TOKENS, HELD_OUT, ROW = 200_000, 3_000_000, 5_000, 20
+WORDS, TOKENS, HELD_OUT, ROW = 120_000, 3_000_000, 5_000, 20
 SHARD_TOKENS = 1 << 18
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def job() -> Any:
     sys.path.insert(0, str(ROOT / "jobs"))
-    return importlib.import_module("reproduce")
+    return importlib.import_module("reproduction")
 
 
 def test_the_row_tells_perplexities_of_mean_nats_and_how_far_the_last_epoch_s_are_apart(job: Any) -> None:
@@ -80,15 +80,17 @@ def test_the_published_figures_are_those_beside_the_recipe_and_in_the_readme(job
         assert re.search(rf"^\| `{name}` \|.*\| {figures} \|", readme, re.MULTILINE), name
 
 
-def test_another_reproduction_s_folder_and_options_of_its_own_are_refused(job: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("job")
+def test_another_reproduction_s_folder_and_options_of_its_own_are_refused(tmp_path: Path) -> None:
+    main = importlib.import_module("reproduce").main
     folder = tmp_path / "reproduce-ptb-small" / "asked.json"
     folder.parent.mkdir()
     folder.write_text('["--recipe", "another"]')
     asked = ["ptb-small", "--without-pytorch", "--storage-path", str(tmp_path)]
     with pytest.raises(UserError, match=r"was begun with --recipe another: choose another --storage-path"):
-        job.main(asked)
+        main(asked)
     with pytest.raises(UserError, match=r"--seed: .* give --seeds"):
-        job.main([*asked, "--seed", "3"])
+        main([*asked, "--seed", "3"])
 
 
 @pytest.mark.slow
