@@ -1,20 +1,21 @@
-"""Runs the real training loop on a tiny model, without Ray: the runs of one topology share a process a worker.
-
-As a program: `python guard_runs.py FOLDER RANK REPLICAS PORT...`, {"runs": [[name, config]…]} on standard input; each
-run's summary comes back as one JSON line. One port: one worker.
-"""
+"""Runs the real training loop on a tiny model, without Ray: the runs of one topology share a process a worker."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from made_datasets import make_dataset, random_rows
+from training_runner import Call, Killed, answers, environments
+
+from raylm.config import RunConfig
+from raylm.data.dataset import open_dataset
+from raylm.training.datasets import Datasets
+from raylm.training.loop import Outside, train
+from raylm.training.topology import Topology
 
 TINY: dict[str, Any] = {
     "steps": 12,
@@ -46,29 +47,23 @@ def run_all(
     replicas: int = 1,
     workers: int = 1,
     kill_at_rollback: int = 0,
-    timeout: float = 280,
+    seconds: float = 280,
 ) -> dict[str, dict[str, Any]]:
     """Each run's summary by name; their folders are folder / name.
 
     kill_at_rollback: the rollback in which rank 0 dies by SIGKILL; then there are no summaries.
     """
-    processes = start_all(folder, configs, replicas, workers, kill_at_rollback)
+    calls = start_all(folder, configs, replicas, workers, kill_at_rollback)
     try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    if kill_at_rollback:
-        assert processes[0].returncode == -signal.SIGKILL, outputs[0][1][-3000:]
-        return {}
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    summaries = [[json.loads(line) for line in output.splitlines()] for output, _ in outputs]
-    assert all(len(each) == len(configs) for each in summaries), outputs
-    for others in summaries[1:]:
-        assert [one["state_sha256"] for one in others] == [one["state_sha256"] for one in summaries[0]]
-    return dict(zip(configs, summaries[0], strict=True))
+        found = answers(calls, seconds)
+    except Killed as killed:
+        if kill_at_rollback and killed.exitcode == -signal.SIGKILL:
+            return {}
+        raise
+    assert not kill_at_rollback
+    for others in found[1:]:
+        assert [one["state_sha256"] for one in others] == [one["state_sha256"] for one in found[0]]
+    return dict(zip(configs, found[0], strict=True))
 
 
 def start_all(
@@ -77,68 +72,39 @@ def start_all(
     replicas: int = 1,
     workers: int = 1,
     kill_at_rollback: int = 0,
-) -> list[subprocess.Popen[str]]:
-    """The processes of `run_all`, under way."""
-    ports = [str(_free_port()) for _ in range(workers)]
-    command = [sys.executable, __file__, str(folder)]
-    jobs = json.dumps({"runs": list(configs.items()), "kill_at_rollback": kill_at_rollback})
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(replicas), *ports],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(workers)
+) -> list[Call]:
+    """The processes of `run_all`, under way; what each says on standard error is in folder / stderr-RANK."""
+    return [
+        Call(_runs, folder, rank, workers, replicas, configs, kill_at_rollback, environment=environment)
+        for rank, environment in enumerate(environments(workers))
     ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(jobs)
-        process.stdin.close()
-        process.stdin = None
-    return processes
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _main(folder: Path, rank: int, replicas: int, ports: list[str]) -> None:
-    os.environ.update(TF_USE_LEGACY_KERAS="1", TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
-    if len(ports) > 1:
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-        os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
-    from made_datasets import make_dataset, random_rows
-
-    from raylm.config import RunConfig
-    from raylm.data.dataset import open_dataset
-    from raylm.training.datasets import Datasets
-    from raylm.training.loop import Outside, train
-    from raylm.training.topology import Topology
-
+def _runs(
+    folder: Path,
+    rank: int,
+    workers: int,
+    replicas: int,
+    configs: Mapping[str, Mapping[str, Any]],
+    kill_at_rollback: int,
+) -> list[dict[str, Any]]:
+    os.dup2(os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     text = folder / f"text-{rank}"
     if text.exists():
         dataset = open_dataset(text)
     else:
         tokens, lengths = random_rows(120, vocabulary=VOCABULARY)
         dataset = make_dataset(text, tokens, lengths, VOCABULARY)
-    jobs = json.load(sys.stdin)
 
     def publish(event: Mapping[str, Any]) -> None:
-        if event["kind"] == "rollback" and event["rollbacks"] == jobs["kill_at_rollback"]:
+        if event["kind"] == "rollback" and event["rollbacks"] == kill_at_rollback:
             os.kill(os.getpid(), signal.SIGKILL)
 
     outside = Outside(publish, lambda: False, lambda _, __: None)
-    for name, fields in jobs["runs"]:
+    summaries = []
+    for name, fields in configs.items():
         settings = RunConfig.model_validate(fields)
-        run_folder = folder / name
-        topology = Topology(rank, len(ports), replicas, settings.data.lanes, settings.cluster.fixed_shards)
-        summary = train(settings, Datasets("made", dataset, dataset, dataset), topology, run_folder, outside)
-        print(json.dumps(summary.to_json()), flush=True)
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+        topology = Topology(rank, workers, replicas, settings.data.lanes, settings.cluster.fixed_shards)
+        datasets = Datasets("made", dataset, dataset, dataset)
+        summaries.append(train(settings, datasets, topology, folder / name, outside).to_json())
+    return summaries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,29 +108,39 @@ def leaping(seed: int) -> Incident:
     return replace(made, kind="leap", reason="the gradient's norm leapt", loss=4.0)
 
 
-def planted() -> dict[str, tuple[str, Incident]]:
-    """Each case's name, with the true verdict."""
+RATES = (300.0, 1000.0, 3000.0, 1e4, 1e5, 1e6)
+
+
+def planted(
+    lanes: Sequence[int] = range(LANES), seeds: Sequence[int] = range(3), rates: Sequence[float] = RATES
+) -> dict[str, tuple[str, Incident]]:
+    """Each case's name, with the true verdict: every drill in a lane of its own; of the other causes, those in the
+    lanes, of the seeds and at the learning rates that are asked for."""
     cases: dict[str, tuple[str, Incident]] = {}
     for lane in range(LANES):
-        cases[f"id too large in lane {lane}"] = ("DATA", bad_id(lane, "inputs", lane, WORDS + lane))
-        cases[f"negative target in lane {lane}"] = ("DATA", bad_id(lane, "targets", lane, -1 - lane))
         drill = (
             f"{('nan', 'inf', 'neginf')[lane % 3]}-{('embedding', 'hidden', 'logits')[lane // 3]}@3:sticky,lane={lane}"
         )
         cases[drill] = ("DATA", incident(lane, shares=1 + lane % 2, drill=drill))
+    for lane in lanes:
+        cases[f"id too large in lane {lane}"] = ("DATA", bad_id(lane, "inputs", lane, WORDS + lane))
+        cases[f"negative target in lane {lane}"] = ("DATA", bad_id(lane, "targets", lane, -1 - lane))
         cases[f"poisonous word in lane {lane}"] = ("INTERACTION", poisonous_word(lane, lane))
-    for seed in range(3):
+    for seed in seeds:
         cases[f"no target {seed}"] = ("DATA", no_target(seed))
         cases[f"leap {seed}"] = ("OPTIMISATION", leaping(seed))
         cases[f"sound elsewhere {seed}"] = ("DEVICE", incident(seed, shares=2, drill="nan-loss@3:sticky,replica=1"))
-    for seed, learning_rate in enumerate((300.0, 1000.0, 3000.0, 1e4, 1e5, 1e6)):
-        cases[f"learning rate {learning_rate:g}"] = ("OPTIMISATION", exploding(seed, learning_rate))
+    for learning_rate in rates:
+        cases[f"learning rate {learning_rate:g}"] = (
+            "OPTIMISATION",
+            exploding(RATES.index(learning_rate), learning_rate),
+        )
     return cases
 
 
-def verdicts() -> dict[str, tuple[str, Verdict, Findings]]:
-    """The true verdict of every planted case, the one found, and the findings."""
-    return {name: (truth, *diagnose(made)[:2]) for name, (truth, made) in planted().items()}
+def verdicts(*some: Sequence[Any]) -> dict[str, tuple[str, Verdict, Findings]]:
+    """The true verdict of every case that is `planted`, the one found, and the findings."""
+    return {name: (truth, *diagnose(made)[:2]) for name, (truth, made) in planted(*some).items()}
 
 
 def unknown() -> tuple[Verdict, Findings]:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from incident_cases import replayed
 from made_datasets import make_dataset
-from test_loop_replicas import cluster, free_ports
 from tiny_runs import end_of, events, make_texts, tiny
 from training_cases import Attempt, attempt
-from training_runner import Call, call
+from training_runner import Call, call, environments
 
 from raylm.config import RunConfig
 from raylm.observe.summary import Summary
@@ -32,11 +31,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def calls(config: RunConfig, data: Path, folder: Path, workers: int, replicas: int, **environment: str) -> list[Call]:
-    ports = free_ports(workers)
-    places = [cluster(rank, ports) if workers > 1 else {} for rank in range(workers)]
     return [
         Call(attempt, config, data, folder, replicas, None, rank, workers, environment=place | environment)
-        for rank, place in enumerate(places)
+        for rank, place in enumerate(environments(workers))
     ]
 
 

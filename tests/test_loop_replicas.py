@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_runs import LANES, WORDS, end_of, events, make_texts, tiny
 from training_cases import Attempt, attempt
-from training_runner import Call, answers, call
+from training_runner import Call, answers, call, environments
 
 from raylm.checkpoint.store import CheckpointStore
 from raylm.config import RunConfig
@@ -25,25 +23,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_texts(tmp_path_factory.mktemp("data"))
 
 
-def cluster(rank: int, ports: list[int]) -> dict[str, str]:
-    """The environment that MultiWorkerMirroredStrategy reads."""
-    workers = [f"127.0.0.1:{port}" for port in ports]
-    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})}
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def workers(config: RunConfig, data: Path, folders: list[Path], stops: tuple[int | None, int | None]) -> list[Call]:
-    ports = free_ports(2)
+    places = zip(folders, stops, environments(2), strict=True)
     return [
-        Call(attempt, config, data, folder, 1, stop, rank, 2, environment=cluster(rank, ports))
-        for rank, (folder, stop) in enumerate(zip(folders, stops, strict=True))
+        Call(attempt, config, data, folder, 1, stop, rank, 2, environment=environment)
+        for rank, (folder, stop, environment) in enumerate(places)
     ]
 
 

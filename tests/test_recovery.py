@@ -114,7 +114,7 @@ def test_recovery_of_two_replicas_where_one_alone_is_struck_ends_in_the_state_of
 @pytest.mark.parametrize(("workers", "replicas"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)])
 def test_recovery_from_every_fault_on_every_topology(tmp_path: Path, workers: int, replicas: int) -> None:
     runs = {**CLEAN, **every_kind(SITES)}
-    summaries = run_all(tmp_path, runs, replicas=replicas, workers=workers, timeout=2900)
+    summaries = run_all(tmp_path, runs, replicas=replicas, workers=workers, seconds=2900)
     assert_oracle(tmp_path, summaries)
 
 
@@ -125,7 +125,7 @@ def test_recovery_from_faults_of_one_replica_on_every_topology(tmp_path: Path, w
     last = workers * replicas - 1
     faults = [f"{value}-{site}@6:sticky,replica={last}" for site in SITES if site != "carry" for value in VALUES]
     summaries = run_all(
-        tmp_path, {**CLEAN, **{fault: drilled(fault) for fault in faults}}, replicas, workers, timeout=2900
+        tmp_path, {**CLEAN, **{fault: drilled(fault) for fault in faults}}, replicas, workers, seconds=2900
     )
     assert_oracle(tmp_path, summaries)
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from tiny_runs import make_texts, tiny
-from training_cases import attempt
+from training_cases import attempt, said
 from training_runner import call
 
-from raylm.cli import main as command_line
 from raylm.observe.run_folder import RunRecord, create_run_folder
 
-Answer = tuple[int, str]
+Answer = tuple[int, str, str]
 
 
 def commands(folder: Path) -> tuple[list[Answer], bool]:
@@ -39,26 +34,15 @@ def commands(folder: Path) -> tuple[list[Answer], bool]:
     page = folder / "rates.html"
     start = run / "checkpoints" / "step-00000000"
     told = [
-        _said("diagnose", str(run), "--json", "--confirm", "60"),
-        _said("lr-find", "--from-checkpoint", str(start), "--updates", "40", "--json", "--output", str(page)),
-        _said("lr-find", "--from-checkpoint", str(start), "--lowest", "1", "--highest", "0.1"),
+        said("diagnose", str(run), "--json", "--confirm", "60"),
+        said("lr-find", "--from-checkpoint", str(start), "--updates", "40", "--json", "--output", str(page)),
+        said("lr-find", "--from-checkpoint", str(start), "--lowest", "1", "--highest", "0.1"),
     ]
     return told, dict(_files(run)) == before and page.read_text().startswith("<!doctype html>")
 
 
 def _files(run: Path) -> Iterator[tuple[str, bytes]]:
     return ((str(path), path.read_bytes()) for path in run.rglob("*") if path.is_file())
-
-
-def _said(*words: str) -> Answer:
-    said, told = io.StringIO(), io.StringIO()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(sys, "argv", ["raylm", *words]))
-        stack.enter_context(contextlib.redirect_stdout(said))
-        stack.enter_context(contextlib.redirect_stderr(told))
-        end = stack.enter_context(pytest.raises(SystemExit))
-        command_line.main()
-    return int(end.value.code or 0), said.getvalue() or told.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +52,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Answer], bool]:
 
 
 def test_a_diagnosis_is_confirmed_by_updates_on_a_copy(told: tuple[list[Answer], bool]) -> None:
-    code, said = told[0][0]
-    found = json.loads(said)
+    code, out, _ = told[0][0]
+    found = json.loads(out)
     assert (code, found["verdict"], found["findings"][0]["rule"]) == (1, "wrong", "worse than guessing")
     assert found["confirmed"] is True
     for words in ("Confirmed", "updates on a copy, from", "as it was", "schedule.learning_rate 0.001", "s, of 60)"):
@@ -77,8 +61,8 @@ def test_a_diagnosis_is_confirmed_by_updates_on_a_copy(told: tuple[list[Answer],
 
 
 def test_a_rate_is_found_on_a_copy_of_a_checkpoint(told: tuple[list[Answer], bool]) -> None:
-    code, said = told[0][1]
-    found = json.loads(said)
+    code, out, _ = told[0][1]
+    found = json.loads(out)
     assert code == 0
     assert 1e-3 <= found["suggested"] <= 0.5
     assert found["from"].endswith("step-00000000")
@@ -87,7 +71,7 @@ def test_a_rate_is_found_on_a_copy_of_a_checkpoint(told: tuple[list[Answer], boo
 
 
 def test_a_range_upside_down_is_refused(told: tuple[list[Answer], bool]) -> None:
-    assert told[0][2] == (2, "raylm lr-find: --highest 0.1 must be above --lowest 1\n")
+    assert told[0][2] == (2, "", "raylm lr-find: --highest 0.1 must be above --lowest 1\n")
 
 
 def test_no_trial_touches_the_run(told: tuple[list[Answer], bool]) -> None:

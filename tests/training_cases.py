@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import resource
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
 
 from raylm.checkpoint.mirror import Mirror
+from raylm.cli import main as command_line
 from raylm.config import RunConfig
 from raylm.data.dataset import open_dataset
 from raylm.errors import UserError
@@ -195,3 +200,14 @@ def traces(config: RunConfig, data: Path, folder: Path) -> list[tuple[int, int]]
 
     attempt(config, data, folder, hear=hear)
     return counts
+
+
+def said(*words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `raylm WORDS`."""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.object(sys, "argv", ["raylm", *words]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            command_line.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()

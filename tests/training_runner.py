@@ -6,15 +6,20 @@ a training must not kill pytest. A server process imports TensorFlow once, compu
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import socket
+import sys
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["raylm.training.loop"])
+_PROCESSES.set_forkserver_preload(["forked"])
 
 
 class Killed(Exception):  # noqa: N818 - what a test wants to happen
@@ -31,6 +36,8 @@ class Call:
     def __init__(
         self, function: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None
     ) -> None:
+        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+            forkserver.ensure_running()  # that finds `forked`
         self._pipe, theirs = _PROCESSES.Pipe()
         self.process = _PROCESSES.Process(
             target=_answer, args=(theirs, environment or {}, function, arguments), daemon=True
@@ -73,13 +80,25 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     return answers([Call(function, *arguments)])[0]
 
 
-def answers(calls: Sequence[Call]) -> list[Any]:
+def answers(calls: Sequence[Call], seconds: float = 280) -> list[Any]:
     """What several functions that run at once return; none of their processes ends before all have answered."""
     try:
-        return [each.answer() for each in calls]
+        return [each.answer(seconds) for each in calls]
     finally:
         for each in calls:
             each.kill()
+
+
+def environments(workers: int) -> list[dict[str, str]]:
+    """Of each of so many workers, what MultiWorkerMirroredStrategy reads; nothing for one alone."""
+    if workers == 1:
+        return [{}]
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
+    cluster = {"worker": [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]}
+    for probe in probes:
+        probe.close()
+    places = ({"cluster": cluster, "task": {"type": "worker", "index": rank}} for rank in range(workers))
+    return [{"TF_CONFIG": json.dumps(place)} for place in places]
 
 
 def _answer(pipe: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any) -> None:
