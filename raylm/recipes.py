@@ -78,7 +78,7 @@ PTB_AWD_FINETUNE: Recipe = {
 
 # Jozefowicz et al. 2016 (arXiv:1602.02410), LSTM-2048-512 on the One Billion Word benchmark: 48.7 held-out with 800,000
 # words. Give the text with --corpus and the words with --data.vocabulary-size; 256 lanes are one GPU's. Without that
-# text: jobs/zipf_corpus.py makes one of 177,000 words in 13 shards, and says how to train on it.
+# text: jobs/zipf_corpus.py makes one of 115,000 words in 13 shards, and says how to train on it.
 LM1B: Recipe = {
     "epochs": 5,
     "data": {"lanes": 256, "window": 20, "vocabulary_size": 800_000, "order": "chunk"},

@@ -191,3 +191,19 @@ def test_the_reproduction_s_pytorch_side_goes_on_where_it_was_stopped(training: 
     assert 3 < attempts < 100
     assert broken.progress.valid == unbroken.progress.valid
     assert broken.progress.test == unbroken.progress.test
+
+
+@pytest.mark.parametrize(
+    "part", ["embedding_dropout", "input_dropout", "dropout", "output_dropout", "recurrent_dropout"]
+)
+def test_each_mask_of_the_reproduction_s_pytorch_side_changes_its_loss_in_training_alone(
+    part: str, training: Any, reference: Any
+) -> None:
+    torch, sizes = reference.torch, REPRODUCED["awd"]["model"]
+    network = training.Awd(ModelConfig(**{**sizes, part: 0.5, "locked_dropout": part == "dropout"}), WORDS)
+    plain = training.Awd(ModelConfig(**sizes), WORDS)
+    plain.load_state_dict(network.state_dict())
+    ids, carry = torch.randint(0, WORDS, (TIME, LANES)), network.zero_carry(LANES)
+    masked, unmasked = (each(ids, ids, carry)[0].item() for each in (network, plain))
+    assert abs(masked - unmasked) > 1e-6
+    assert network.eval()(ids, ids, carry)[0].item() == plain.eval()(ids, ids, carry)[0].item()
