@@ -32,7 +32,7 @@ def _workers(value: Any) -> int | str:
 class ClusterConfig(Section):
     workers: Annotated[int | str, BeforeValidator(_workers)] = 1
     """Ray Train workers, one process each. MIN:MAX, as in 1:4: as many of them as the cluster has room for, fewer when
-    nodes go and more when nodes come; the global batch stays the same."""
+    nodes go and more when nodes come; `ray up`'s autoscaler is asked for those. The global batch stays the same."""
     replicas: PositiveInt | None = None
     """Replicas of the model in each worker: GPUs, or logical CPU devices where there is none. Default: every GPU
     that each node has, else 1."""
