@@ -169,8 +169,7 @@ def _training_words(options: argparse.Namespace, rest: Sequence[str]) -> list[st
     """The options of `raylm train`."""
     words = ["--recipe", options.recipe, "--workers", str(options.workers), *rest]
     proof = PROOFS.get(options.recipe)
-    if proof is not None and "--corpus" not in rest:
-        words += ["--corpus", "ptb"]
+    words += ["--corpus", *(options.corpus or (["auto"] if proof is None else ["ptb"]))]
     epochs = options.epochs or (proof.epochs if proof and not Path("/dev/nvidia0").exists() else None)
     return [*words, "--epochs", str(epochs)] if epochs else words
 
@@ -183,6 +182,7 @@ def _parse(arguments: Sequence[str], program: str) -> tuple[argparse.Namespace, 
         allow_abbrev=False,
     )
     parser.add_argument("recipe", choices=[*PROOFS, BYTES])
+    parser.add_argument("--corpus", nargs="+", help="what to train on; default ptb, for bytes auto")
     parser.add_argument("--epochs", type=int, help="default: as many as two cores train in an hour; all with a GPU")
     parser.add_argument("--workers", type=int, default=1, help="of raylm's side")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="both sides are run with each")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch_networks import Awd
 
 from raylm.config import RunConfig, ScheduleConfig
@@ -166,9 +166,12 @@ class Training:
         write_file(self.file, safetensors.torch.save(tensors, about))
 
     def _load(self) -> None:
-        with safe_open(self.file, "pt") as file:
-            about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        try:
+            with safe_open(self.file, "pt") as file:
+                about = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.file} cannot be read ({error}): remove it to begin PyTorch's side anew") from None
         if about["of"] != self._identity():
             raise UserError(f"{self.file} is of another configuration or text: choose another --storage-path")
         self.progress = Progress(**json.loads(about["progress"]))

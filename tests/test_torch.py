@@ -18,6 +18,7 @@ from training_cases import Window, steps
 from training_runner import call
 
 from raylm.config import ModelConfig, RunConfig
+from raylm.errors import UserError
 from raylm.model.language_model import LanguageModel
 from raylm.optim.schedules import learning_rate
 
@@ -191,6 +192,17 @@ def test_the_reproduction_s_pytorch_side_goes_on_where_it_was_stopped(training: 
     assert 3 < attempts < 100
     assert broken.progress.valid == unbroken.progress.valid
     assert broken.progress.test == unbroken.progress.test
+    with pytest.raises(UserError, match="of another configuration or text: choose another --storage-path"):
+        training.Training(config.model_copy(update={"seed": 1}), texts, WORDS, tmp_path / "broken")
+    broken.file.write_bytes(broken.file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"pytorch\.safetensors cannot be read .*: remove it to begin"):
+        training.Training(config, texts, WORDS, tmp_path / "broken")
+
+
+def test_the_reproduction_s_pytorch_side_refuses_what_it_has_not(training: Any, tmp_path: Path) -> None:
+    config = RunConfig.model_validate({**REPRODUCED["zaremba"], "optimizer": {"name": "adam"}})
+    with pytest.raises(UserError, match=r"--optimizer\.name: .* add --without-pytorch"):
+        training.Training(config, {}, WORDS, tmp_path)
 
 
 @pytest.mark.parametrize(
