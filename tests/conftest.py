@@ -14,6 +14,19 @@ for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_USE_LEGACY_KERAS": "1", "CU
     os.environ.setdefault(name, value)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train in processes of their own first: they have few tests and take longest, and a worker that begins
+    one last keeps the other waiting. By itself xdist begins with the files of most tests."""
+    items.sort(key=lambda item: "training_runner" not in _modules_used(item))
+
+
+def _modules_used(item: pytest.Item) -> set[str]:
+    module = item.getparent(pytest.Module)
+    used = vars(module.obj).values() if module else ()
+    named = {str(getattr(each, "__module__", None) or getattr(each, "__name__", "")) for each in used}
+    return named | ({"training_runner"} if "guard_runs" in named else set())
+
+
 @pytest.fixture(scope="session")
 def ptb_dir() -> Path:
     """The Penn Treebank: `$RAYLM_PTB_DIR`, else `../shared/ptb` beside the repository, else the test is skipped."""
