@@ -54,8 +54,7 @@ def _at_once(
 
     def gradient(d_sum: Tensor) -> tuple[Tensor | None, ...]:
         scale_N = weights_N * d_sum
-        d_logits = exponentials * (scale_N[:, None] / totals)
-        d_logits = tf.tensor_scatter_nd_sub(d_logits, places, scale_N)
+        d_logits = _less_at(targets_N, scale_N, exponentials * (scale_N[:, None] / totals))
         narrow = tf.cast(d_logits, softmax_VH.dtype)
         return (
             matrix_product(narrow, softmax_VH),
@@ -119,9 +118,8 @@ def _in_pieces(
         def add_piece(word: Tensor, d_hidden: Tensor, d_softmax: Tensor, d_bias: Tensor) -> tuple[Tensor, ...]:
             of_piece, logits = piece_from(word)
             inside, places = targets_from(word)
-            d_logits = tf.tensor_scatter_nd_sub(
-                tf.exp(logits - scaled), places, tf.where(inside, scale_N, tf.zeros_like(scale_N))
-            )
+            here_N = tf.where(inside, scale_N, tf.zeros_like(scale_N))
+            d_logits = _less_at(places[:, 1], here_N, tf.exp(logits - scaled))
             narrow = tf.cast(d_logits, softmax_VH.dtype)
             ids = tf.range(word, tf.minimum(word + chunk, words))
             return (
@@ -141,3 +139,14 @@ def _in_pieces(
         return d_hidden * sign, d_softmax, d_bias * sign, None, losses * d_sum
 
     return tf.reduce_sum(losses * weights_N), gradient
+
+
+def _less_at(places_N: Tensor, amounts_N: Tensor, values_NV: Tensor) -> Tensor:
+    """Values that nothing else reads, written over: each row less its amount at one place. All in all fewer than 2³¹:
+    `tf.tensor_scatter_nd_sub` has no such limit, and makes a copy."""
+    rows, width = tf.unstack(tf.shape(values_NV))
+    places = tf.range(rows) * width + places_N
+    column = tf.reshape(values_NV, [-1, 1])
+    return tf.reshape(
+        tf.raw_ops.InplaceSub(x=column, i=places, v=amounts_N[:, None]), [-1, values_NV.shape[1] or width]
+    )

@@ -94,19 +94,20 @@ def _layer(
     gates = touch("gates", gates)
 
     def gradient(d_outputs: Tensor, d_hidden: Tensor, d_cell: Tensor) -> tuple[Tensor, ...]:
-        cells_before = tf.concat([carry.cell[None], cells[:-1]], 0)
+        with tf.control_dependencies([d_outputs]):  # else some of this is computed from the start on, and kept
+            cells_before = tf.concat([carry.cell[None], cells[:-1]], 0)
+            d_projected, d_first_hidden, d_first_cell, d_hiddens = backward(
+                d_outputs,
+                d_hidden,
+                d_cell,
+                gates,
+                cells,
+                cells_before,
+                tf.transpose(weights.recurrent),
+                weights.peepholes,
+                None if weights.projection is None else tf.transpose(weights.projection),
+            )
         outputs_before = tf.concat([carry.hidden[None], outputs[:-1]], 0)
-        d_projected, d_first_hidden, d_first_cell, d_hiddens = backward(
-            d_outputs,
-            d_hidden,
-            d_cell,
-            gates,
-            cells,
-            cells_before,
-            tf.transpose(weights.recurrent),
-            weights.peepholes,
-            None if weights.projection is None else tf.transpose(weights.projection),
-        )
         rows = _rows(d_projected)
         narrow = tf.cast(rows, weights.kernel.dtype)
         gradients = [

@@ -10,6 +10,7 @@ from raylm.config import ModelConfig, RunConfig
 
 _HELD_AT_ONCE = 2**24  # logits: 64 MiB
 _HELD_IN_PIECES = 2**22
+_MOST_AT_ONCE = 2**31 - 1  # places that an int32 tells apart
 _ALIGNED = 16  # words: pieces begin at multiples of 64 bytes, whatever the width
 _MANY_ROWS = 1024  # where their number is not known
 _MOST_WORDS = 2**24  # ids travel among floats, which count exactly so far
@@ -38,7 +39,7 @@ def words_at_once(setting: int | Literal["auto"] | None, rows: int | None, words
     """Words whose logits are computed at once: the setting; for `auto` all where 64 MiB hold them for all rows, else
     as many as 16 MiB hold."""
     if setting != "auto":
-        return min(setting or words, words)
+        return min(setting or words, words, _MOST_AT_ONCE // (rows or _MANY_ROWS))
     logits = (rows or _MANY_ROWS) * words
     if logits <= _HELD_AT_ONCE:
         return words
