@@ -16,6 +16,20 @@ On a GPU every contender computes there, in float32 in full, and memory is the G
 python jobs/bench_step.py --contenders raylm "raylm cudnn" "raylm fused" torch "torch compiled" product
 
 `raylm` takes the kernel that a run would take, `raylm cudnn` does not start where its trial fails.
+
+What was tried for memory and time, against the code before it, in alternation, machine busy (processor time):
+
+tried                                               expected            came
+pieces of 16 MiB of logits, their slices no copies  wide 1.0 GB         1,625 -> 1,180 MB, time 0.99
+target taken from the logits' gradient in place,    awd -10 %, small    906 -> 834 MB, 159 -> 140 MB,
+  nothing of the backward pass before the loss        -2 % of the time    time 0.99 awd, 0.98 small
+glibc's allocator, not oneDNN's pool, which gives   wide 0.9 GB, no     1,211 for 1,102 MB after three steps; awd 1,071
+  nothing back (TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1)     change in time      for 938; time 1.06 awd, 1.12 lm1b: left
+small's loss in fewer passes over its 16 MB of      0.7 of the loss's   0.99; 0.96 with exp and sum under XLA; pieces
+  logits, or in pieces that caches hold               time                of 4 MB 1.02, 2 MB 1.04: left. Its three
+                                                                          products alone are 0.83 of it
+the softmax's norm from products of rows, so that   -260 MB             not tried: two products more, of four
+  its gradient is not held
 """
 
 from __future__ import annotations
