@@ -21,13 +21,14 @@ from raylm.checkpoint.mirrored import MirroredStore
 from raylm.checkpoint.retention import Retention
 from raylm.checkpoint.snapshot import state_sha256
 from raylm.checkpoint.store import CheckpointNotSaved, CheckpointStore
-from raylm.cli import checkpoints
+from raylm.cli import checkpoints, replay
 from raylm.config import RunConfig
 from raylm.data.remote import with_credentials_of
 from raylm.data.upload import Destination
 from raylm.errors import UserError
 from raylm.observe.events import read_events
 from raylm.observe.run_folder import RunRecord, create_in_store, read_record, remove_unstarted, write_record
+from raylm.training.incident import read_incident
 
 RECORD = RunRecord(RunConfig(seed=7), "mine", "", dict.fromkeys(("train", "valid", "test"), "/data"))
 
@@ -317,3 +318,21 @@ def test_a_run_in_a_store_goes_on_elsewhere_to_the_same_end(uri: str, tmp_path: 
     assert [info.step for info in MirroredStore(mirror).verify_all()] == [12, 21, 24]
     kept = {name.split("/")[1] for name in Destination(uri).sizes("incidents")}
     assert kept == {"step-00000016"}  # the first was written on the other machine
+    assert_an_incident_is_replayed_from(uri)
+
+
+def assert_an_incident_is_replayed_from(uri: str) -> None:
+    base, _, options = uri.partition("?")
+    with replay.folder_of(f"{base}/incidents/step-00000016?{options}") as folder:
+        names = {file.relative_to(folder.parents[1]).as_posix() for file in folder.rglob("*") if file.is_file()}
+        assert names == {*Destination(uri).sizes("incidents")}
+        assert read_incident(folder).last.step == 16
+        (folder / "suggested.toml").write_text("# found anew\n")
+    assert Destination(uri).read("incidents/step-00000016/suggested.toml") == b"# found anew\n"
+    with pytest.raises(UserError, match="names no incident: give RUN/incidents/step-"), replay.folder_of(uri):
+        pass
+    with (
+        pytest.raises(UserError, match="name a folder in a run's incidents"),
+        replay.folder_of(f"{base}/incidents/step-00000099?{options}") as folder,
+    ):
+        read_incident(folder)

@@ -70,7 +70,7 @@ class Mirror:
         return there
 
     def push(self, only: Sequence[str] = ()) -> None:
-        """Sends every small file that changed since it was sent or came, or those named."""
+        """Sends every small file that changed since it was sent or came, or of these those named."""
         for file in sorted(self.folder.rglob("*")):
             name = file.relative_to(self.folder).as_posix()
             skipped = name.split("/")[0] in _OURS or any(part.startswith(".") for part in name.split("/"))
@@ -99,6 +99,20 @@ class Mirror:
             folder.mkdir(parents=True, exist_ok=True)
         for file in files_of(there, name):
             self.remote.fetch(file, self.folder / file)
+        return folder
+
+    def fetch_folder(self, name: str) -> Path:
+        """Copies a folder of the run to the working folder, as it is there; it is empty where the run has none."""
+        folder = self.folder / name
+        with storing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        for file in self.remote.sizes(name):
+            copy = self.folder / file
+            with storing(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+            self.remote.fetch(file, copy)
+            self._sent[file] = _state(copy)
         return folder
 
     def _pull_small(self, name: str, there: bool) -> None:
