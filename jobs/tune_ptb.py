@@ -171,7 +171,8 @@ def search(record: RunRecord, place: str, folder: Path, trials: int, say: Callab
             ),
         )
         results = list(tuner.fit())
-    told = [(_run_name(result.metrics["trial_id"]), result.config) for result in results]
+    begun = [(result.metrics, result.config) for result in results if result.metrics and result.config]
+    told = [(_run_name(metrics["trial_id"]), drawn) for metrics, drawn in begun if "trial_id" in metrics]
     found = [_outcome(configured(config, drawn, name=name, storage_path=place)) for name, drawn in told]
     evaluated = [outcome for outcome in found if outcome.epochs]
     if not evaluated:
