@@ -29,7 +29,7 @@ from typing import Any
 
 from reproduction import PROOFS, Pair, Side, bytes_row, curves, row, side_of
 
-from raylm.cli.main import guarded
+from raylm.cli.main import guarded, leave
 from raylm.cli.options import parse_run_config
 from raylm.cli.train import prepare
 from raylm.config import RunConfig
@@ -195,4 +195,4 @@ def _parse(arguments: Sequence[str], program: str) -> tuple[argparse.Namespace, 
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:], "python jobs/reproduce.py"))
+    leave(guarded(main, sys.argv[1:], "python jobs/reproduce.py"))

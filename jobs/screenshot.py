@@ -18,7 +18,7 @@ from pathlib import Path
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
-from raylm.cli.main import guarded
+from raylm.cli.main import guarded, leave
 from raylm.data.caching import write_file
 from raylm.observe.events import read_events
 from raylm.observe.live import LiveView
@@ -53,4 +53,4 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:], "python jobs/screenshot.py"))
+    leave(guarded(main, sys.argv[1:], "python jobs/screenshot.py"))

@@ -28,7 +28,7 @@ import numpy as np
 import ray
 from pydantic import Field, ValidationError
 
-from raylm.cli.main import guarded
+from raylm.cli.main import guarded, leave
 from raylm.cli.trained import load
 from raylm.config import Section
 from raylm.errors import UserError
@@ -198,4 +198,4 @@ def application(path: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:], "python jobs/serve.py"))
+    leave(guarded(main, sys.argv[1:], "python jobs/serve.py"))

@@ -7,8 +7,8 @@ ray job submit -- python jobs/train_ptb.py        the same on a cluster
 
 import sys
 
-from raylm.cli.main import guarded
+from raylm.cli.main import guarded, leave
 from raylm.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:], "python jobs/train_ptb.py"))
+    leave(guarded(main, sys.argv[1:], "python jobs/train_ptb.py"))

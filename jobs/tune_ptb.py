@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from raylm.cli.config import toml_lines
-from raylm.cli.main import guarded
+from raylm.cli.main import guarded, leave
 from raylm.cli.options import parse_run_config
 from raylm.cli.tables import print_table
 from raylm.cli.train import prepare, run_folder
@@ -271,4 +271,4 @@ def _toy_text(folder: Path, say: Callable[[str], None]) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:], "python jobs/tune_ptb.py"))
+    leave(guarded(main, sys.argv[1:], "python jobs/tune_ptb.py"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylm.cli.main import guarded
+from raylm.cli.main import guarded, leave
 from raylm.data.caching import new_folder
 from raylm.data.options import PrepareOptions
 from raylm.data.prepare import prepare
@@ -57,4 +57,4 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, sys.argv[1:], "python jobs/zipf_corpus.py"))
+    leave(guarded(main, sys.argv[1:], "python jobs/zipf_corpus.py"))

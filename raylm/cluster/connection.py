@@ -7,8 +7,9 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -18,8 +19,16 @@ from raylm.errors import UserError
 _SECONDS_TO_ANSWER = 5.0
 
 
+@dataclass
+class Connection:
+    """in_use: asked at the end, whether a thread is still within Ray: its core is freed under such a one, and the
+    process dies of that. The connection then lasts as long as the process, and Ray sees to the rest."""
+
+    in_use: Callable[[], bool] = lambda: False
+
+
 @contextmanager
-def connected(address: str | None, option: str = "--cluster.address") -> Iterator[None]:
+def connected(address: str | None, option: str = "--cluster.address") -> Iterator[Connection]:
     """Connects to the cluster that is asked for by an option, or starts Ray on this machine for the time being.
 
     Raises:
@@ -35,10 +44,12 @@ def connected(address: str | None, option: str = "--cluster.address") -> Iterato
             f"no Ray cluster could be reached at {address!r} ({gist(error)}): check {option} and "
             "$RAY_ADDRESS; a cluster with token authentication also needs RAY_AUTH_MODE=token and its token"
         ) from None
+    connection = Connection()
     try:
-        yield
+        yield connection
     finally:
-        ray.shutdown()
+        if not connection.in_use():
+            ray.shutdown()
 
 
 def _check(address: str, option: str) -> None:

@@ -36,6 +36,7 @@ DRIVER_LOG = "logs/driver.log"
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
 _SETTLE_SECONDS = 10.0
+_RETURN_SECONDS = 3.0
 
 
 class Stopped(Exception):  # noqa: N818 - an end that was asked for
@@ -62,12 +63,13 @@ def fit(record: RunRecord, run_folder: Path, view: View, mirror: Mirror | None =
     """
     config = record.config
     view.wait("starting Ray")
-    with output_to(run_folder / DRIVER_LOG), connected(config.cluster.address):
+    with output_to(run_folder / DRIVER_LOG), connected(config.cluster.address) as connection:
         demand = plan(config.cluster, [*(node.total for node in _staying()), *may_come()])
         # Refuses more replicas than lanes or shards.
         Topology(0, demand.most, demand.replicas, config.data.lanes, config.cluster.fixed_shards)
         with _signals() as received:
             driver = _Driver(record, demand, run_folder, view, received, mirror)
+            connection.in_use = driver.in_ray
             if mirror is not None:
                 mirror.push()
             try:
@@ -111,13 +113,21 @@ class _Driver:
         self._started = False
         self._places: dict[int, str] = {}
         self._returned: Summary | None = None
+        self._attempt: Attempt | None = None
+
+    def in_ray(self) -> bool:
+        """Whether the thread of an attempt is still within Ray, having had time to see that its workers returned."""
+        if self._attempt is None:
+            return False
+        self._attempt.wait(_RETURN_SECONDS if self._returned else 0)
+        return not self._attempt.over
 
     def run(self) -> Summary:
         """Attempts until the run is over."""
         failures = Failures(self._asked.max_failures)
         while True:
             workers = self._wait_for_room()
-            attempt = Attempt(self._job, self._demand, workers, self._run_folder)
+            self._attempt = attempt = Attempt(self._job, self._demand, workers, self._run_folder)
             pause = self._follow(attempt, workers)
             self._wish.end()
             summary = attempt.summary()
