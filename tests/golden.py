@@ -22,6 +22,7 @@ os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1", CUDA_VISIBL
 
 import numpy as np
 import tensorflow as tf
+from graph_sums import Sums
 from made_datasets import make_dataset
 
 from raylm.config import RunConfig
@@ -62,17 +63,22 @@ def made_text(path: Path) -> Dataset:
     return make_dataset(path, tokens, lengths, WORDS)
 
 
-def figures(names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Of each recipe the mean loss of each of its first updates and of the evaluation after them, in nats a token.
-    Fixes this process's strategy."""
+def figures(names: Sequence[str]) -> tuple[dict[str, dict[str, list[float]]], dict[str, Sums]]:
+    """Of each recipe the mean loss of each of its first updates and of the evaluation after them, in nats a token, and
+    what its steps add. Fixes this process's strategy."""
     with tempfile.TemporaryDirectory() as folder:
-        text = made_text(Path(folder) / "text")
-        return {name: _figures(small(name), text, Path(folder) / name) for name in names}
+        text, sums = made_text(Path(folder) / "text"), {name: Sums() for name in names}
+        return {name: _figures(small(name), text, Path(folder) / name, sums[name]) for name in names}, sums
 
 
-def _figures(config: RunConfig, text: Dataset, folder: Path) -> dict[str, list[float]]:
+def _figures(config: RunConfig, text: Dataset, folder: Path, sums: Sums) -> dict[str, list[float]]:
     told: list[Mapping[str, Any]] = []
-    outside = Outside(told.append, lambda: False, lambda *_: None)
+
+    def hear(event: Mapping[str, Any]) -> None:
+        told.append(event)
+        sums.hear(event)
+
+    outside = Outside(hear, lambda: False, lambda *_: None)
     train(config, Datasets("golden", text, text, text), Topology(0, 1, 1, config.data.lanes), folder, outside)
     return {
         "training": [event["loss"] for event in told if event["kind"] == "step"],
@@ -93,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
         print('say why the losses change: python tests/golden.py "REASON"', file=sys.stderr)
         return 2
     document: dict[str, Any] = {"reason": arguments[0], "made_with": made_with()}
-    rows = (f"    {json.dumps(name)}: {json.dumps(each)}" for name, each in figures([*RECIPES]).items())
+    rows = (f"    {json.dumps(name)}: {json.dumps(each)}" for name, each in figures([*RECIPES])[0].items())
     head = json.dumps(document, indent=2).removesuffix("\n}")
     GOLDEN.write_text(f'{head},\n  "losses": {{\n' + ",\n".join(rows) + "\n  }\n}\n", encoding="utf-8")
     return 0

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import starmap
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -180,7 +181,7 @@ class LanguageModel(tf.Module):
             terms.append(alpha * tf.reduce_sum(weights_TB * tf.reduce_mean(tf.square(dropped_TBH), -1)))
         if beta:
             steps = tf.cast(tf.shape(raw_TBH)[0], raw_TBH.dtype)
-            changes_TB = tf.reduce_mean(tf.square(raw_TBH[1:] - raw_TBH[:-1]), -1)
+            changes_TB = tf.reduce_mean(tf.square(_changes(raw_TBH)), -1)
             whole = steps / tf.maximum(steps - 1, 1)  # the mean is over changes, one fewer than time steps
             terms.append(beta * whole * tf.reduce_sum(weights_TB[1:] * changes_TB))
         return tf.add_n(terms) if terms else None
@@ -191,6 +192,18 @@ class LanguageModel(tf.Module):
 
 def _variable(name: str, value: np.ndarray) -> tuple[str, tf.Variable]:
     return name, tf.Variable(value, name=name.replace("/", "_"), trainable=True)
+
+
+@tf.custom_gradient
+def _changes(hidden_TBH: Tensor) -> tuple[Tensor, Any]:
+    """From each time step to the next [T - 1, B, H]. Its gradient is one sum: three gradients of a tensor or more
+    TensorFlow adds as they come, in large graphs (the scheduling pass of its memory optimizer), not to equal bits."""
+
+    def gradient(d_changes: Tensor) -> Tensor:
+        none = tf.zeros_like(hidden_TBH[:1])
+        return tf.concat([none, d_changes], 0) - tf.concat([d_changes, none], 0)
+
+    return hidden_TBH[1:] - hidden_TBH[:-1], gradient
 
 
 def _touch_within(touch: Touch, part: str, name: str, tensor: Tensor) -> Tensor:
