@@ -295,7 +295,9 @@ def test_ranks_that_share_a_store_alone_see_each_other_s_marks(uri: str) -> None
     StoreMarks(uri).say(1, "2 7")
     assert StoreMarks(uri).read() == {"alive/busy-0": "1 1", "alive/busy-1": "2 7"}
     StoreMarks(uri).say(0, "1 2")
-    assert StoreMarks(uri).read()["alive/busy-0"] == "1 2"
+    StoreMarks(uri).say(0, "trains", "worker")
+    assert StoreMarks(uri).read() == {"alive/busy-0": "1 2", "alive/busy-1": "2 7"}
+    assert StoreMarks(uri).read("worker") == {"alive/worker-0": "trains"}
 
 
 def test_a_run_in_a_store_goes_on_elsewhere_to_the_same_end(uri: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from raylm.cli import main as command_line
 from raylm.cli.watch import watch
 from raylm.data.upload import Destination
 from raylm.errors import UserError
+from raylm.guard.watchdog import FolderMarks
 from raylm.observe.events import EventLog
 from raylm.observe.follow import Follower
 from raylm.observe.plain import PlainView
@@ -134,6 +135,15 @@ def test_a_run_is_watched_from_before_its_first_event_to_its_end(log: Path) -> N
         "step 2",
         "completed at step 3: done",
     ]
+
+
+def test_the_workers_of_a_run_are_watched_too(log: Path) -> None:
+    marks, stream = FolderMarks(log.parent / "alive"), io.StringIO()
+    said = {"node": "far", "workers": 1, "replicas": 1, "every": 1.0, "doing": "training", "time": time.time() - 100}
+    marks.say(0, json.dumps(said), "worker")
+    writer = _Writer(log, [_line(0, "start"), None, None, _line(3, "end", status="completed")])
+    watch(log, PlainView(stream), writer.sleep, writer.clock, marks=marks)
+    assert "worker 0 on far: silent for 1 min 40 s\n" in stream.getvalue()
 
 
 def test_an_end_that_a_resume_follows_is_not_the_last(log: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_rank_that_makes_no_step_expires_after_the_timeout_and_says_why(tmp_pa
 
 def test_ranks_that_wait_for_a_busy_one_do_not_expire_until_it_is_done_or_stopped(tmp_path: Path) -> None:
     writer, waiting = Rank(tmp_path, 0), Rank(tmp_path, 1)
-    with writer.watchdog.busy():
+    with writer.watchdog.busy("saving"):
         for now in range(0, 60, 5):
             writer.at(now)
             waiting.at(now)
@@ -51,7 +51,7 @@ def test_ranks_that_wait_for_a_busy_one_do_not_expire_until_it_is_done_or_stoppe
 
 def test_a_rank_that_is_busy_without_end_expires(tmp_path: Path) -> None:
     rank = Rank(tmp_path, 0)
-    with rank.watchdog.busy():
+    with rank.watchdog.busy("saving"):
         for now in range(0, 100, 5):
             assert rank.at(now).reasons == []
         for now in range(100, 120, 5):

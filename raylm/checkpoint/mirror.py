@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from raylm.checkpoint.layout import FOLDER_NAME, step_of
@@ -20,6 +21,7 @@ from raylm.data.caching import default_cache_dir, storing
 from raylm.data.remote import WAITS, without_secrets
 from raylm.data.upload import Destination
 from raylm.errors import UserError
+from raylm.guard.watchdog import FolderMarks, Marks
 
 SMALL = ("config.json", "events.jsonl", "summary.json", "guard.json")
 """The small files of a run that those who go on with it need."""
@@ -135,14 +137,20 @@ class StoreMarks:
     def __init__(self, uri: str) -> None:
         self._remote = Destination(uri, waits=())
 
-    def say(self, rank: int, text: str) -> None:
+    def say(self, rank: int, text: str, kind: str = "busy") -> None:
         with contextlib.suppress(UserError):
-            self._remote.write(f"alive/busy-{rank}", text.encode())
+            self._remote.write(f"alive/{kind}-{rank}", text.encode())
 
-    def read(self) -> Mapping[str, str]:
-        with contextlib.suppress(UserError):
-            return {name: self._remote.read(name).decode() for name in self._remote.sizes("alive")}
+    def read(self, kind: str = "busy") -> Mapping[str, str]:
+        with contextlib.suppress(UserError), ThreadPoolExecutor(16) as pool:
+            names = [name for name in self._remote.sizes("alive") if name.startswith(f"alive/{kind}-")]
+            return dict(zip(names, pool.map(lambda name: self._remote.read(name).decode(), names), strict=True))
         return {}
+
+
+def marks_of(run_folder: Path, mirror: Mirror | None) -> Marks:
+    """Where all ranks of a run leave their marks: in its folder, or in the object store that `mirror` is of."""
+    return StoreMarks(mirror.uri) if mirror else FolderMarks(run_folder / "alive")
 
 
 def complete(there: Mapping[str, int]) -> list[str]:

@@ -6,12 +6,13 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from raylm.cli.train import run_folder
 from raylm.config import RunConfig
 from raylm.errors import UserError
+from raylm.observe.crew import Worker
 from raylm.observe.events import Event, number
 from raylm.observe.run_folder import RunRecord, create_in_store, create_run_folder
 from raylm.observe.summary import steady_rate
@@ -91,6 +92,9 @@ class _TrialView:
 
     def wait(self, what: str) -> None:
         self._say(what)
+
+    def crew(self, workers: Sequence[Worker]) -> None:
+        """They are not shown."""
 
     def note(self, line: str) -> None:
         self._say(line)

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raylm.checkpoint.mirror import Mirror
+from raylm.checkpoint.mirror import Mirror, marks_of
 from raylm.cli.places import look_at
+from raylm.guard.watchdog import Marks
+from raylm.observe.crew import Crew
 from raylm.observe.events import NAME, Event
 from raylm.observe.figures import duration
 from raylm.observe.follow import Follower
@@ -31,11 +33,12 @@ def main(arguments: Sequence[str], program: str = "raylm watch") -> int:
     parser.add_argument("run", metavar="RUN", help="the run's folder, or its URI in an object store")
     folder, mirror = look_at(parser.parse_args(arguments).run, "watch")
     view = choose_view(sys.stdout, own_screen=True)
+    marks = marks_of(folder, mirror)
     try:
         end = (
-            watch(folder / NAME, view)
+            watch(folder / NAME, view, marks=marks)
             if mirror is None
-            else watch(folder / NAME, view, _Fetching(mirror), silence=1800)
+            else watch(folder / NAME, view, _Fetching(mirror), silence=1800, marks=marks)
         )
     except KeyboardInterrupt:
         view.note("stopped watching; the run is left as it is")
@@ -51,14 +54,16 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     silence: float = 60.0,
+    marks: Marks | None = None,
 ) -> Event:
     """Shows the events of a log until the last of them is the run's end, which it returns; says so once where none came
-    for `silence` seconds.
+    for `silence` seconds. marks: where the workers say what they do, which is shown too.
 
     Raises:
         UserError: the log cannot be read.
     """
     heard, told, begun = clock(), False, 0
+    crew, looked = Crew(), clock()
     with Follower(path) as follower:
         while True:
             last = None
@@ -78,6 +83,9 @@ def watch(
             elif not told and clock() - heard >= silence:
                 view.note(f"no event for {duration(clock() - heard)}: the run waits, or was killed")
                 told = True
+            if marks is not None and begun and clock() - looked >= marks.every:
+                looked = clock()
+                view.crew(crew.hear(marks.read("worker")))
             sleep(_SECONDS)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raylm.checkpoint.mirror import Mirror
+from raylm.checkpoint.mirror import Mirror, marks_of
 from raylm.checkpoint.mirrored import checkpoints_of
 from raylm.checkpoint.store import step_of
 from raylm.cluster.attempt import Attempt
@@ -24,6 +24,7 @@ from raylm.cluster.nodes import Node, look, this_node
 from raylm.cluster.pause import Failures, Growth, Pause, leaving
 from raylm.cluster.worker import Job
 from raylm.config import ClusterConfig
+from raylm.observe.crew import Crew
 from raylm.observe.events import EventLog
 from raylm.observe.run_folder import RunRecord
 from raylm.observe.summary import Summary, write_summary
@@ -102,7 +103,7 @@ class _Driver:
         self._demand, self._run_folder, self._view, self._received = demand, run_folder, view, received
         self._board = Board(run_folder.name)
         datasets = (record.datasets["train"], record.datasets["valid"], record.datasets["test"])
-        self._mirror = mirror
+        self._mirror, self._marks, self._crew = mirror, marks_of(run_folder, mirror), Crew()
         uri = mirror.uri if mirror else None
         self._job = Job(
             record.config, record.corpus, datasets, demand.replicas, str(run_folder), uri, self._board.actor
@@ -219,7 +220,7 @@ class _Driver:
         """Shows what the board says until the attempt is over; why it was asked to end, where it was."""
         pause: Pause | None = None
         self._started, self._places = False, {}
-        growth, looked = Growth(), time.monotonic()
+        growth, looked, heard = Growth(), time.monotonic(), time.monotonic()
         while True:
             over = attempt.over
             for message in self._board.take(pause is not None):
@@ -245,6 +246,9 @@ class _Driver:
                 pause = leaving(nodes, set(self._places.values()), self._here) or growth.pause(self._demand, now)
                 if pause is not None:
                     self._view.note(f"{pause.why}: a checkpoint is saved first")
+            if self._started and self._returned is None and now - heard > self._marks.every:
+                heard = now
+                self._view.crew(self._crew.hear(self._marks.read("worker")))
             attempt.wait(_POLL_SECONDS)
 
     def _take_in(self, message: Message, pause: Pause | None) -> None:

@@ -2,14 +2,17 @@
 
 A peer that is stopped, or a network that swallows messages, leaves every rank waiting in a collective for ever, and
 no health check sees it. A thread in each rank watches for progress: the rank's own steps, or a rank that says it is
-busy with something long (compiling, evaluating, saving, diagnosing) and is alive.
+busy with something long (compiling, evaluating, saving, diagnosing) and is alive. It also leaves word of what the rank
+does, for those who watch the run (`raylm.observe.crew`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -22,6 +25,7 @@ STALLED = 75
 """Exit code of a process that the watchdog ended (EX_TEMPFAIL)."""
 
 _LONGEST_BUSY = 10  # timeouts: what is busy for longer is stuck
+_LONGEST_STEP = 10.0  # seconds after which a rank that is not busy waits for others, or is thought to
 
 
 def end_process(reason: str) -> None:
@@ -39,11 +43,11 @@ class Marks(Protocol):
     every: float
     """Seconds between looks."""
 
-    def say(self, rank: int, text: str) -> None:
-        """Leaves a rank's word, in place of its last."""
+    def say(self, rank: int, text: str, kind: str = "busy") -> None:
+        """Leaves a rank's word of a kind, in place of its last."""
 
-    def read(self) -> Mapping[str, str]:
-        """Every rank's last word."""
+    def read(self, kind: str = "busy") -> Mapping[str, str]:
+        """Every rank's last word of a kind, under names that end with `-RANK`."""
 
 
 class FolderMarks:
@@ -54,14 +58,14 @@ class FolderMarks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def say(self, rank: int, text: str) -> None:
+    def say(self, rank: int, text: str, kind: str = "busy") -> None:
         with contextlib.suppress(OSError):  # a full disk: this rank still knows of itself
             self._folder.mkdir(exist_ok=True)
-            (self._folder / f"busy-{rank}").write_text(text)
+            (self._folder / f"{kind}-{rank}").write_text(text)
 
-    def read(self) -> Mapping[str, str]:
+    def read(self, kind: str = "busy") -> Mapping[str, str]:
         with contextlib.suppress(OSError):
-            return {path.name: path.read_text() for path in self._folder.glob("busy-*")}
+            return {path.name: path.read_text() for path in self._folder.glob(f"{kind}-*")}
         return {}
 
 
@@ -75,12 +79,17 @@ class Watchdog:
         timeout: float,
         expire: Callable[[str], None] = end_process,
         clock: Callable[[], float] = time.monotonic,
+        workers: int = 1,
+        replicas: int = 1,
     ) -> None:
-        """timeout: seconds without progress after which `expire` is called with the reason."""
+        """timeout: seconds without progress after which `expire` is called with the reason. workers, replicas: of the
+        run, and of this rank, for the word that is left."""
         self._marks, self._rank, self._timeout = marks, rank, timeout
         self._expire, self._clock = expire, clock
-        self._progress = clock()
+        self._facts = {"node": socket.gethostname(), "workers": workers, "replicas": replicas, "every": marks.every}
+        self._progress = self._beaten = clock()
         self._busy_since: float | None = None
+        self._busy_with = ""
         self._seen: Mapping[str, str] = {}
         self._looked = False
         self._beats = 0
@@ -88,6 +97,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
+        self._leave_word(self._clock())
         self._thread.start()
         return self
 
@@ -97,16 +107,16 @@ class Watchdog:
 
     def beat(self) -> None:
         """A step ended."""
-        self._progress = self._clock()
+        self._progress = self._beaten = self._clock()
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
+    def busy(self, doing: str) -> Iterator[None]:
         """What is done inside takes long, and the other ranks wait for it."""
-        outer, self._busy_since = self._busy_since, self._clock()
+        outer, self._busy_since, self._busy_with = (self._busy_since, self._busy_with), self._clock(), doing
         try:
             yield
         finally:
-            self._busy_since = outer
+            self._busy_since, self._busy_with = outer
             self.beat()
 
     def look(self) -> None:
@@ -123,6 +133,12 @@ class Watchdog:
                 f"rank {self._rank} made no progress for {now - self._progress:.0f} s (guard.step_timeout): a worker "
                 "is stopped, or the network is cut; the run goes on from the newest checkpoint"
             )
+        self._leave_word(now)
+
+    def _leave_word(self, now: float) -> None:
+        doing = self._busy_with or ("training" if now - self._beaten < _LONGEST_STEP else "waiting for another worker")
+        word = {**self._facts, "doing": doing, "time": time.time()}
+        self._marks.say(self._rank, json.dumps(word), "worker")
 
     def _someone_is_busy(self) -> bool:
         """Whether a rank said so since the last look; what stands there says nothing of when."""

@@ -1,7 +1,7 @@
 """The progress of a run on a terminal: a spinner while it waits, then one compact screen redrawn in place."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.columns import Columns
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from raylm.observe import figures
 from raylm.observe.chart import LEVEL, Level, chart
+from raylm.observe.crew import Worker, crew_line
 from raylm.observe.events import Event
 from raylm.observe.progress import Progress, advance, exchange_figures, floor_words, resume_line, time_shares
 
@@ -38,6 +39,7 @@ class LiveView:
         self._progress = Progress(steps_total=steps_total)
         self._waiting: tuple[str, float, Spinner] | None = None
         self._notes: list[str] | None = [] if own_screen else None
+        self._workers: Sequence[Worker] = ()
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=4, screen=own_screen)
         self._live.start()
 
@@ -52,6 +54,10 @@ class LiveView:
         """Show a spinner with the seconds gone by, until the next event or wait."""
         self._waiting = (what, self._clock(), Spinner("dots"))
         self._live.refresh()
+
+    def crew(self, workers: Sequence[Worker]) -> None:
+        """Show what the workers do."""
+        self._workers = workers
 
     def note(self, line: str) -> None:
         """Say one line: above the view, where it stays, or on a screen of its own below it."""
@@ -72,7 +78,7 @@ class LiveView:
         """The screen as it stands."""
         parts: list[RenderableType] = []
         if self._progress.step or self._progress.title:
-            parts.append(screen(self._progress, self._live.console.height))
+            parts.append(screen(self._progress, self._live.console.height, self._workers))
         if self._waiting is not None:
             what, since, spinner = self._waiting
             spinner.update(text=Text(f"{what} ... {figures.duration(self._clock() - since)}"))
@@ -81,7 +87,7 @@ class LiveView:
         return Group(*parts)
 
 
-def screen(progress: Progress, height: int = 24) -> RenderableType:
+def screen(progress: Progress, height: int = 24, workers: Sequence[Worker] = ()) -> RenderableType:
     """One screen that fits any width: bar, figures, the loss against the floors, and what happened last."""
     lines: list[RenderableType] = []
     if progress.title:
@@ -91,6 +97,9 @@ def screen(progress: Progress, height: int = 24) -> RenderableType:
     lines.append(Columns([_figure(name, value) for name, value in _figures(progress)], padding=(0, 3)))
     if shares := time_shares(progress):
         lines.append(_line(Text.assemble(("time ", "dim"), (shares, "bold"))))
+    if workers and not progress.ended:
+        lost = any(worker.silent is not None for worker in workers)
+        lines.append(_line(Text(crew_line(workers), style="bold yellow" if lost else "")))
     below: list[RenderableType] = [_line(Text(evaluation, style="green")) for evaluation in progress.evaluations]
     for step, sample in progress.samples:
         below.append(_line(Text.assemble((f"step {step} ", "dim"), (sample, "italic"))))

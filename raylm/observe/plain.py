@@ -1,10 +1,11 @@
 """The progress of a run as plain lines, for a job's log or a pipe: no colours, no cursor movement."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from raylm.observe import figures
+from raylm.observe.crew import Worker
 from raylm.observe.events import Event
 from raylm.observe.progress import (
     Progress,
@@ -37,6 +38,7 @@ class PlainView:
         self._progress = Progress(steps_total=steps_total)
         self._last_step_line = float("-inf")
         self._unsaid_step = False
+        self._silent: set[int] = set()
 
     def show(self, event: Event) -> None:
         """Take in one event and print its line, or keep a step's for later."""
@@ -73,6 +75,13 @@ class PlainView:
     def wait(self, what: str) -> None:
         """Say what the run waits for."""
         self._say(f"{what} ...")
+
+    def crew(self, workers: Sequence[Worker]) -> None:
+        """Say once of each worker that falls silent that it did."""
+        silent = {worker.rank: worker for worker in workers if worker.silent is not None}
+        for rank in silent.keys() - self._silent:
+            self._say(f"worker {rank} on {silent[rank].node}: {silent[rank].state}")
+        self._silent = set(silent)
 
     def note(self, line: str) -> None:
         """Say something else."""

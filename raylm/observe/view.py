@@ -1,10 +1,12 @@
 """What a person sees of a run while it goes: the interface, and which of its two forms suits a stream."""
 
 import os
+from collections.abc import Sequence
 from typing import Protocol, TextIO
 
 from rich.console import Console
 
+from raylm.observe.crew import Worker
 from raylm.observe.events import Event
 from raylm.observe.live import LiveView
 from raylm.observe.plain import PlainView
@@ -18,6 +20,9 @@ class View(Protocol):
 
     def wait(self, what: str) -> None:
         """Say what the run waits for ("starting Ray"), until the next event."""
+
+    def crew(self, workers: Sequence[Worker]) -> None:
+        """Take in what the workers do now."""
 
     def note(self, line: str) -> None:
         """Say one line."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylm.checkpoint.mirror import Mirror, StoreMarks
+from raylm.checkpoint.mirror import Mirror, marks_of
 from raylm.config import RunConfig
 from raylm.data.reader import Reader
 from raylm.guard.ledger import Ledger
-from raylm.guard.watchdog import FolderMarks, Watchdog
+from raylm.guard.watchdog import Watchdog
 from raylm.model.shapes import weight_shapes
 from raylm.observe.summary import Summary
 from raylm.training import exchange
@@ -69,9 +69,11 @@ def train(
     Raises:
         UserError: the checkpoint does not fit the run, or more replicas than devices or lanes were asked for.
     """
-    marks = StoreMarks(mirror.uri) if mirror else FolderMarks(run_folder / "alive")
-    with Watchdog(marks, topology.rank, config.guard.step_timeout) as watchdog:
-        with watchdog.busy():
+    marks = marks_of(run_folder, mirror)
+    workers, replicas = topology.workers, topology.replicas
+    timeout = config.guard.step_timeout
+    with Watchdog(marks, topology.rank, timeout, workers=workers, replicas=replicas) as watchdog:
+        with watchdog.busy("starting"):
             run = _Run(config, datasets, topology, run_folder, outside, watchdog, mirror)
         with closing(run.saver):
             try:
@@ -170,7 +172,7 @@ class _Run:
             self.state, stop = self.pipeline.settle(self.state, all_of_them=self._anything_due())
             if stop:
                 self.state, _ = self.pipeline.settle(self.state, all_of_them=True)
-                with self._long():
+                with self._long("saving"):
                     self.saver.end_at(self.state.step)
                 self._save()
                 return "interrupted", f"asked to stop after {self.state.step} updates"
@@ -179,7 +181,7 @@ class _Run:
                 if self.agenda.over(self.state):
                     why = ": the validation loss fell no more" if self.agenda.stopped_early(self.state) else ""
                     return "completed", f"{self.state.step} updates{why}"
-            with nullcontext() if self.pipeline.compiled else self.watchdog.busy():
+            with nullcontext() if self.pipeline.compiled else self.watchdog.busy("compiling"):
                 self.pipeline.send(self.state, self._anything_due)
                 if self.agenda.averages(self.state):
                     self.average()
@@ -201,17 +203,17 @@ class _Run:
         if self.agenda.evaluation(self.state):
             self._evaluate()
         if exchange.due(self.pipeline.made, self.topology):
-            with self.record.apart(), self.watchdog.busy():
+            with self.record.apart(), self.watchdog.busy("timing the sum over replicas"):
                 self.record.all_reduce_seconds = exchange.seconds(self.all_reduce)
 
-    def _long(self) -> AbstractContextManager[None]:
+    def _long(self, doing: str) -> AbstractContextManager[None]:
         """Around what rank 0 does while the others wait."""
-        return self.watchdog.busy() if self.topology.rank == 0 else nullcontext()
+        return self.watchdog.busy(doing) if self.topology.rank == 0 else nullcontext()
 
     def _sample(self) -> None:
         report, state = self.config.report, self.state
         train, seed = self.datasets.train, self.config.seed
-        with self.record.apart(), self._long():
+        with self.record.apart(), self._long("sampling"):
             text = self.evaluator.sample(
                 train.vocabulary, report.sample_prompt, report.sample_words, seed, state.step, train.tokenizer
             )
@@ -243,14 +245,14 @@ class _Run:
         state = self.state
         self.record.wait(f"evaluating on the {split} text")
         began = self.record.clock()
-        with self.record.apart(), self._long(), averaged(self.replicas):
+        with self.record.apart(), self._long("evaluating"), averaged(self.replicas):
             score = self.evaluator.score(getattr(self.datasets, split))
         self.record.evaluation(state.step, state.cursor.position, split, score, self.record.clock() - began)
         return score.nats
 
     def _save(self) -> None:
         """Saves the state, which was looked at after its last step. The capture is a collective."""
-        with self.record.apart(), self._long():
+        with self.record.apart(), self._long("saving"):
             extra = {**self.record.extra(), "guard": self.recovery.memory.to_json()}
             self.saver.save(self.state, extra, self.recovery.kept(self.state))
 
@@ -258,9 +260,9 @@ class _Run:
         """The summary; rank 0 writes it. A collective: the state's digest is over every lane's carry."""
         self.reader.close()
         snapshot = capture(self.replicas, self.state, self.config.seed, {})
-        with self._long():
+        with self._long("saving"):
             self.saver.wait()
         summary = self.record.end(status, reason, snapshot, self.recovery.memory.rollbacks)
-        with self._long():
+        with self._long("saving"):
             self.saver.publish()
         return summary

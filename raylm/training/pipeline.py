@@ -146,7 +146,7 @@ class Pipeline:
                 signals=named(self.replicas.model, signals),
             )
             self.record.loss_scale = loss_scale
-            with self.watchdog.busy() if self.topology.rank == 0 else nullcontext():
+            with self.watchdog.busy("looking into a step") if self.topology.rank == 0 else nullcontext():
                 back = self.recovery.after_step(outcome, state, self.total_steps, sent.drill)
             if back is not None:
                 self._sent.clear()
