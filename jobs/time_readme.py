@@ -1,6 +1,7 @@
-"""Times the README's commands, one after another, from an empty directory, and prints a table as Markdown.
+"""Runs the README's commands, one after another, from an empty directory, and writes a page of Markdown: a table of how
+long each took and how it ended, and what each printed.
 
-RAYLM_PTB_DIR=ptb python jobs/time_readme.py --output times.md        at most ten minutes
+RAYLM_PTB_DIR=ptb python jobs/time_readme.py --output jobs/tour.md        at most ten minutes
 
 Each is typed as it stands there, with what its words stand for put in: the first run for RUN, a text for my-text.txt.
 The first training runs to its end; another that takes longer than --limit seconds gets a Ctrl-C then, as a person would
@@ -14,6 +15,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,16 +26,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RAYLM = [sys.executable, "-c", "from raylm.cli.main import main; main()"]
+FIRST, LAST = 8, 12  # lines of what a command printed
+HEAD = """# The README's commands, and what they print
+
+Written by `python jobs/time_readme.py --output jobs/tour.md`: each command of the README, one after another, on two CPU
+cores, from an empty directory. A training that takes longer than 25 seconds was ended there by Ctrl-C, which saves.
+"""
 ELSEWHERE = ("jobs/serve.py", "jobs/bench_", "jobs/soak.py", "s3://", "raylm doctor --workers")
 
 
 @dataclass(frozen=True)
 class Timed:
-    """How long a command took, and how it ended: its exit code, or that it was stopped."""
+    """How long a command took, how it ended (its exit code, or that it was stopped), and what it printed."""
 
     command: str
     seconds: float
     end: str
+    said: str = ""
 
 
 def commands(text: str) -> Iterator[str]:
@@ -71,7 +80,7 @@ def filled(command: str, folder: Path) -> list[str]:
 def timed(command: str, folder: Path, limit: float) -> Timed:
     """Runs a command in the folder, in a session of its own; at the limit it gets a Ctrl-C, and half a minute more."""
     began, stopped = time.monotonic(), ""
-    with (folder / "said.log").open("ab") as said:
+    with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             filled(command, folder),
             cwd=folder,
@@ -79,7 +88,7 @@ def timed(command: str, folder: Path, limit: float) -> Timed:
             stdout=said,
             stderr=said,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "100"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
@@ -92,7 +101,18 @@ def timed(command: str, folder: Path, limit: float) -> Timed:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    return Timed(command, time.monotonic() - began, f"{stopped}exit code {process.returncode}")
+        seconds = time.monotonic() - began
+        said.seek(0)
+        words = said.read().decode(errors="replace")
+    return Timed(command, seconds, f"{stopped}exit code {process.returncode}", _anywhere(words, folder))
+
+
+def _anywhere(words: str, folder: Path) -> str:
+    """Without the names of this machine and of its folders."""
+    for place, name in ((folder, "."), (ROOT, "raylm"), (Path(sys.prefix), "venv"), (Path.home(), "~")):
+        words = words.replace(str(place.resolve()), name)
+    words = re.sub(r"(?<![\d.])\d{1,3}(\.\d{1,3}){3}(?![\d.])", "ADDRESS", words)
+    return words.replace(socket.gethostname(), "HOST")
 
 
 def prepare(folder: Path) -> None:
@@ -112,8 +132,19 @@ def table(results: Sequence[Timed]) -> str:
     return "\n".join(["| command | seconds | end |", "|---|---|---|", *rows]) + "\n"
 
 
+def page(results: Sequence[Timed]) -> str:
+    """The table, and of each command what it printed, without the middle where that is long."""
+    parts = [HEAD, table(results)]
+    for each in results:
+        lines = [line.rstrip() for line in each.said.strip("\n").splitlines()]
+        if len(lines) > FIRST + LAST + 1:
+            lines[FIRST:-LAST] = [f"... {len(lines) - FIRST - LAST} lines"]
+        parts.append("\n".join(["```", f"$ {each.command}", *lines, "```", ""]))
+    return "\n".join(parts)
+
+
 def main() -> None:
-    """Prints the table; of what ended otherwise than with 0 or a Ctrl-C, its last words too."""
+    """Writes the page, prints the table; of what ended otherwise than with 0 or a Ctrl-C, its last words too."""
     options = _options()
     results: list[Timed] = []
     until = time.monotonic() + options.total
@@ -130,15 +161,15 @@ def main() -> None:
             results.append(timed(command, Path(name), limit))
             print(f"{results[-1].seconds:7.1f} s  {results[-1].end:<22} {command}", file=sys.stderr, flush=True)
             if not results[-1].end.endswith(("code 0", "code 130", "left")):
-                print((Path(name) / "said.log").read_text(errors="replace")[-500:], file=sys.stderr)
+                print(results[-1].said[-500:], file=sys.stderr)
     print(table(results))
     if options.output is not None:
-        options.output.write_text(table(results), encoding="utf-8")
+        options.output.write_text(page(results), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time the README's commands from an empty directory.")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the page")
     parser.add_argument("--only", nargs="+", metavar="WORDS", help="commands that hold one of these alone")
     parser.add_argument("--limit", type=float, default=25, metavar="SECONDS", help="default %(default)g")
     parser.add_argument("--first", type=float, default=180, metavar="SECONDS", help="of the first; default %(default)g")

@@ -9,6 +9,8 @@ import importlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -181,6 +183,16 @@ def test_every_command_is_one_that_its_parser_takes_or_a_test_runs() -> None:
     faults = {line: why for line in found if (why := fault(shlex.split(line)))}
     assert faults == {}
     assert [begin for begin in RUN_ELSEWHERE if not any(line.startswith(begin) for line in found)] == []
+
+
+@pytest.mark.slow
+def test_every_command_of_raylm_s_own_ends_well_one_after_another_from_an_empty_directory(tmp_path: Path) -> None:
+    times = tmp_path / "times.md"
+    program = [sys.executable, ROOT / "jobs/time_readme.py", "--output", times, "--total", "3000"]
+    subprocess.run(program, check=True, timeout=3600)
+    ends = re.findall(r"^\| `(.+)` \| [\d.]+ \| (.+) \|$", times.read_text(), re.MULTILINE)
+    assert len(ends) > 35
+    assert {command: end for command, end in ends if not end.endswith(("exit code 0", "exit code 130"))} == {}
 
 
 @pytest.fixture(scope="module")

@@ -57,5 +57,17 @@ def room(demand: Demand, nodes: Iterable[Resources]) -> int:
     return sum(min(int(node.get(kind, 0) // amount) for kind, amount in demand.resources.items()) for node in nodes)
 
 
+def placing(demand: Demand, count: int, free: Sequence[Resources]) -> str:
+    """What the wait for workers is called, and what holds it up where the cluster is busy. free: on each node."""
+    workers = f"{count} worker{'s' if count > 1 else ''}"
+    found = {kind: sum(node.get(kind, 0) for node in free) for kind in demand.resources}
+    short = [
+        f"{found[kind]:g} of {count * amount:g} {kind}s are free"
+        for kind, amount in demand.resources.items()
+        if found[kind] < count * amount
+    ]
+    return f"waiting for room for {workers}: {', '.join(short)}" if short else f"starting {workers}"
+
+
 def _say(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {kind}{'s' if amount != 1 else ''}" for kind, amount in resources.items())

@@ -18,7 +18,7 @@ from raylm.checkpoint.store import step_of
 from raylm.cluster.attempt import Attempt
 from raylm.cluster.autoscaling import Wish, lacking, may_come
 from raylm.cluster.board import Board, ConnectionLost, Message
-from raylm.cluster.capacity import Demand, plan, room
+from raylm.cluster.capacity import Demand, placing, plan, room
 from raylm.cluster.connection import connected, output_to
 from raylm.cluster.nodes import Node, look, this_node
 from raylm.cluster.pause import Failures, Growth, Pause, leaving
@@ -199,7 +199,7 @@ class _Driver:
                     break
                 time.sleep(_POLL_SECONDS)
             workers = min(max(free, workers), most)
-        self._view.wait(_placing(self._demand, workers, _staying()))
+        self._view.wait(placing(self._demand, workers, [node.free for node in _staying()]))
         return workers
 
     def _wait_for_nodes(self) -> int:
@@ -287,15 +287,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _placing(demand: Demand, count: int, nodes: list[Node]) -> str:
-    """What the wait for workers is called, and what holds it up where the cluster is busy."""
-    workers = f"{count} worker{'s' if count > 1 else ''}"
-    free = {kind: sum(node.free.get(kind, 0) for node in nodes) for kind in demand.resources}
-    short = [
-        f"{free[kind]:g} of {count * amount:g} {kind}s are free"
-        for kind, amount in demand.resources.items()
-        if free[kind] < count * amount
-    ]
-    return f"waiting for room for {workers}: {', '.join(short)}" if short else f"starting {workers}"
