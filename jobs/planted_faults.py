@@ -15,7 +15,7 @@ from raylm.guard.judge import Outcome
 from raylm.model import language_model
 from raylm.model.dropout import Masks, mask_key
 from raylm.optim.optimizers import SGD
-from raylm.training import loop
+from raylm.training import pipeline
 from raylm.training.step import Batch
 
 Texts = dict[str, list[str]]
@@ -47,11 +47,11 @@ class Fault:
 
 def _batches(change: Callable[..., tuple[Any, ...]]) -> Patch:
     """Every batch (inputs, targets, weights, reset) changed on its way to the step."""
-    return lambda: mock.patch.object(loop, "Batch", lambda *parts: Batch(*change(*parts)))
+    return lambda: mock.patch.object(pipeline, "Batch", lambda *parts: Batch(*change(*parts)))
 
 
 def _summed() -> AbstractContextManager[Any]:
-    return mock.patch.object(loop, "Outcome", lambda **told: Outcome(**{**told, "loss": told["loss"] * told["tokens"]}))
+    return mock.patch.object(pipeline, "Outcome", lambda **told: Outcome(**{**told, "loss": told["loss"] * told["tokens"]}))
 
 
 def _first_weights(change: Callable[[str, Any], Any]) -> Patch:
