@@ -34,9 +34,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Attempt]:
-    """A run of `tiny()` from its start to its end, with samples."""
+    """A run of `tiny()` from its start to its end, with samples and signals; other runs here have none."""
     folder = tmp_path_factory.mktemp("unbroken")
-    return folder, call(attempt, tiny(report={"sample_every": 10, "sample_words": 4}), data, folder)
+    return folder, call(attempt, tiny(report={"sample_every": 10, "sample_words": 4, "signals": True}), data, folder)
 
 
 # What a run leaves behind
@@ -61,6 +61,12 @@ def test_the_summary_s_digest_is_of_the_last_checkpoint(unbroken: tuple[Path, At
     folder, _ = unbroken
     assert read_summary(folder).state_sha256 == state_sha256(end_of(folder))
     assert end_of(folder).step == 24
+
+
+def test_signals_are_told_with_every_step(unbroken: tuple[Path, Attempt]) -> None:
+    told = [event["signals"] for event in events(unbroken[0], "step")]
+    assert len(told) == 24
+    assert all(signals and signals.keys() == told[0].keys() for signals in told)
 
 
 def test_every_event_says_what_when_and_where(unbroken: tuple[Path, Attempt]) -> None:

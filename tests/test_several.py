@@ -12,7 +12,7 @@ from training_runner import Call, answers
 
 from raylm.training.several import most_together
 
-FAULT: dict[str, Any] = {"drill": ("nan-loss@8", "nan-gradient@17")}
+FAULT: dict[str, Any] = {"drill": ("nan-loss@8", "nan-gradient@17"), "report": {"signals": True}}
 
 
 def test_updates_made_together_are_those_made_one_by_one_faults_and_all(tmp_path: Path) -> None:
@@ -26,15 +26,19 @@ def test_updates_made_together_are_those_made_one_by_one_faults_and_all(tmp_path
     assert [end.rollbacks for end in ends] == [2, 2]
     assert len({end.state_sha256 for end in ends}) == 1
     one, five = (
-        [[event[key] for key in ("step", "position", "loss", "gradient_norm")] for event in events(folder, "step")]
+        [
+            [event[key] for key in ("step", "position", "loss", "gradient_norm", "signals")]
+            for event in events(folder, "step")
+        ]
         for folder in folders
     )
     assert one == five
 
 
-@pytest.mark.parametrize("changes", [{"steps_per_call": 3}, {"data": {"jitter": True}}])
-def test_nothing_is_traced_again_after_the_first_epoch(tmp_path: Path, changes: dict[str, Any]) -> None:
-    config = tiny(**changes, epochs=3, report={"sample_every": 10, "sample_words": 4})
+@pytest.mark.parametrize(("changes", "signals"), [({"steps_per_call": 3}, True), ({"data": {"jitter": True}}, False)])
+def test_nothing_is_traced_again_after_the_first_epoch(tmp_path: Path, changes: dict[str, Any], signals: bool) -> None:
+    report = {"sample_every": 10, "sample_words": 4, "signals": signals}
+    config = tiny(**changes, epochs=3, report=report)
     (counts,) = answers([Call(traces, config, make_texts(tmp_path), tmp_path / "run")])
     after_the_first = [count for epoch, count in counts if epoch > 0]
     assert len(after_the_first) > 10
