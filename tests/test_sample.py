@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import sys
 import sysconfig
@@ -44,6 +45,16 @@ def test_training_has_every_word_of_the_vocabulary_and_unknown_words(parts: tupl
     assert valid | test <= train
     assert {"<unk>", "N", "the"} <= train
     assert not any(word != word.lower() for word in train - {"N"})
+
+
+def test_docstrings_come_in_the_order_of_the_whole_tree() -> None:
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    wanted = []
+    for path in sorted((STANDARD_LIBRARY / "asyncio").glob("*.py")):
+        nodes = (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, holders))
+        wanted += [text for text in map(ast.get_docstring, nodes) if text]
+    assert len(wanted) > 100
+    assert list(standard_library_texts(STANDARD_LIBRARY / "asyncio")) == wanted
 
 
 def test_making_the_sample_imports_nothing() -> None:

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import sysconfig
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -95,12 +95,24 @@ def _texts(path: Path) -> Iterator[str]:
     except (OSError, SyntaxError, ValueError):
         return  # a source that this Python cannot read has no part in the sample
     topics = path.parts[-2:] == ("pydoc_data", "topics.py")
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if topics else _statements(tree):
         if topics and isinstance(node, ast.Dict):
             values = (value.value for value in node.values if isinstance(value, ast.Constant))
             yield from (value for value in values if isinstance(value, str))
         elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield from filter(None, [ast.get_docstring(node)])
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes that hold statements, in `ast.walk`'s order, without the expressions, which are most of a tree."""
+    nodes: deque[ast.AST] = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        for field in node._fields:
+            below = getattr(node, field, None)
+            if isinstance(below, list):
+                nodes += [each for each in below if isinstance(each, (ast.stmt, ast.excepthandler, ast.match_case))]
+        yield node
 
 
 def _tokens(text: str) -> Iterator[str]:
