@@ -51,7 +51,10 @@ def _batches(change: Callable[..., tuple[Any, ...]]) -> Patch:
 
 
 def _summed() -> AbstractContextManager[Any]:
-    return mock.patch.object(pipeline, "Outcome", lambda **told: Outcome(**{**told, "loss": told["loss"] * told["tokens"]}))
+    def outcome(**told: Any) -> Outcome:
+        return Outcome(**{**told, "loss": told["loss"] * told["tokens"]})
+
+    return mock.patch.object(pipeline, "Outcome", outcome)
 
 
 def _first_weights(change: Callable[[str, Any], Any]) -> Patch:

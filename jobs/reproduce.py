@@ -9,6 +9,9 @@ the README's table.
 raylm's side is `jobs/train_ptb.py`, PyTorch's (`pip install torch`) `jobs/torch_training.py`. Other options are those
 of `raylm train` and hold for both. Ctrl-C and SIGTERM save; the same command goes on. What is found is in
 STORAGE/reproduce-RECIPE: raylm's runs, PyTorch's state, results.json after each of them, and row.md.
+
+Exit codes: 0 done · 1 a run failed, or `bytes` ended above its floor · 2 a mistake that you can mend · 130 and 143 a
+signal, all saved.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from reproduction import PROOFS, Pair, Side, bytes_row, curves, row, side_of
+from reproduction import PROOFS, Pair, Side, below_floor, bytes_row, curves, row, side_of
 
 from raylm.cli.main import guarded, leave
 from raylm.cli.options import parse_run_config
@@ -42,6 +45,10 @@ from raylm.observe.summary import NAME as SUMMARY
 from raylm.observe.summary import Summary
 
 TRAIN, BYTES = Path(__file__).resolve().with_name("train_ptb.py"), "bytes"
+
+
+class RunFailed(Exception):  # noqa: N818 - an end of a run, told in one line
+    """raylm's side ended without its figures."""
 
 
 class Stopping:
@@ -71,6 +78,14 @@ class Stopping:
 
 def main(arguments: Sequence[str], program: str = "python jobs/reproduce.py") -> int:
     """The exit code. Raises: UserError: a mistake of the user's."""
+    try:
+        return _reproduce(arguments, program)
+    except RunFailed as failed:
+        print(f"{program}: {failed}", file=sys.stderr)
+        return 1
+
+
+def _reproduce(arguments: Sequence[str], program: str) -> int:
     options, rest = _parse(arguments, program)
     words, proof = _training_words(options, rest), PROOFS.get(options.recipe)
     config = parse_run_config(words, program=program)
@@ -96,14 +111,9 @@ def main(arguments: Sequence[str], program: str = "python jobs/reproduce.py") ->
     command = f"{program} {shlex.join(_told(arguments))}"
     print()
     if proof is None:
-        print(
-            bytes_row(
-                Summary.from_json(json.loads((folder / f"seed-{pairs[0].seed}" / SUMMARY).read_text())),
-                pairs[0],
-                command,
-            )
-        )
-        return 0
+        summary = Summary.from_json(json.loads((folder / f"seed-{pairs[0].seed}" / SUMMARY).read_text()))
+        print(bytes_row(summary, pairs[0], command))
+        return 0 if below_floor(summary, pairs[0]) else 1
     table = row(options.recipe, proof, config.epochs, pairs, command)
     write_file(folder / "row.md", table.encode())
     print(*curves(pairs), table, sep="\n")
@@ -111,7 +121,7 @@ def main(arguments: Sequence[str], program: str = "python jobs/reproduce.py") ->
 
 
 def _raylm(stopping: Stopping, folder: Path, words: Sequence[str], name: str) -> Side | None:
-    """Trains, or goes on; None where that was stopped. Raises: UserError: the run failed."""
+    """Trains, or goes on; None where that was stopped. Raises: UserError, RunFailed: it ended with exit code 2, 1."""
     run = folder / name
     if not (run / SUMMARY).is_file() or json.loads((run / SUMMARY).read_text())["status"] != "completed":
         start = [sys.executable, str(TRAIN), *words, "--name", name, "--storage-path", str(folder)]
@@ -123,7 +133,7 @@ def _raylm(stopping: Stopping, folder: Path, words: Sequence[str], name: str) ->
         if stopping.asked():
             return None
         if code:
-            raise UserError(f"{run}: the run ended with exit code {code}; what it printed says why")
+            raise (UserError if code == 2 else RunFailed)(f"{run}: the run ended with exit code {code}; see above why")
     return side_of(list(read_events(run / EVENTS)))
 
 

@@ -93,9 +93,14 @@ def curves(pairs: Sequence[Pair]) -> list[str]:
 def bytes_row(summary: Summary, pair: Pair, command: str) -> str:
     """What a run of `bytes` reached on the valid text, beside the floor of pairs, in bits a byte."""
     reached, floor = pair.raylm.valid[-1], summary.bigram_nats or math.nan
-    verdict = "below" if reached < floor else "NOT below"
+    verdict = "below" if below_floor(summary, pair) else "NOT below"
     found, least = (f"{nats / math.log(2):.2f} bits a byte ({math.exp(nats):.2f})" for nats in (reached, floor))
     return f"valid {found}, {verdict} the bigram floor of {least}, in {pair.raylm.seconds:,.0f} s: {command}"
+
+
+def below_floor(summary: Summary, pair: Pair) -> bool:
+    """Whether raylm's side ended below what pairs of bytes tell."""
+    return pair.raylm.valid[-1] < (summary.bigram_nats or -math.inf)
 
 
 def side_of(events: Sequence[Event]) -> Side:
