@@ -83,6 +83,11 @@ def test_few_are_named_and_many_are_counted() -> None:
     many = [Worker(rank, f"n{rank // 8}", 8, "training", None) for rank in range(1, 63)]
     crew = [Worker(0, "n0", 8, "evaluating", None), *many, Worker(63, "n7", 8, "training", 125.0)]
     assert crew_line(crew) == "64 workers x 8 replicas: 62 training, 0 on n0 evaluating, 63 on n7 silent for 2 min 05 s"
+    gone = [Worker(rank, "b", 1, "training", 20.0) for rank in range(5)]
+    named = ", ".join(f"{rank} on b silent for 20 s" for rank in range(3))
+    assert crew_line([*gone, Worker(5, "a", 1, "training", None)]) == (
+        f"6 workers x 1 replica: {named}, 2 more silent, 5 on a training"
+    )
 
 
 def test_the_screen_shows_the_workers_while_the_run_goes_and_plain_lines_tell_of_a_silent_one_once() -> None:

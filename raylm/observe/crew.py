@@ -26,7 +26,7 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """`training`, or `silent for 12 s`."""
+        """`training`, or `silent for 20 s`."""
         return self.doing if self.silent is None else f"silent for {figures.duration(self.silent)}"
 
 
@@ -60,16 +60,18 @@ class Crew:
 
 
 def crew_line(workers: Sequence[Worker]) -> str:
-    """`2 workers x 1 replica: 0 on node-a training, 1 on node-b silent for 12 s`; large groups are counted."""
+    """`2 workers x 1 replica: 0 on node-a training, 1 on node-b silent for 20 s`. Large groups are counted, but of
+    silent ones the first are named."""
     groups: dict[str, list[Worker]] = {}
     for worker in workers:
         groups.setdefault(worker.doing if worker.silent is None else "silent", []).append(worker)
-    told = [
-        ", ".join(f"{worker.rank} on {worker.node} {worker.state}" for worker in group)
-        if len(group) <= _NAMED
-        else f"{len(group)} {doing}"
-        for doing, group in sorted(groups.items(), key=lambda each: -len(each[1]))
-    ]
+    told = []
+    for doing, group in sorted(groups.items(), key=lambda each: -len(each[1])):
+        many = len(group) > _NAMED
+        if not many or doing == "silent":
+            told += [f"{worker.rank} on {worker.node} {worker.state}" for worker in group[:_NAMED]]
+        if many:
+            told.append(f"{len(group) - _NAMED} more silent" if doing == "silent" else f"{len(group)} {doing}")
     replicas = workers[0].replicas
     size = f"{len(workers)} worker{'s' * (len(workers) > 1)} x {replicas} replica{'s' * (replicas > 1)}"
     return figures.one_line(f"{size}: {', '.join(told)}")
