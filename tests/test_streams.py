@@ -115,6 +115,26 @@ def test_lanes_go_on_where_they_were_unless_they_are_reset(
     assert (joins > 10) == (order == "chunk")
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_jittered_window_is_no_longer_than_what_is_read_in_it(dataset: Dataset, order: Order) -> None:
+    """Whichever lanes a worker has: an epoch's last window is as long as what is left, and so weighs as much."""
+    parts = [
+        Streams(dataset, lanes=3, window=10, seed=2, order=order, jitter=JITTERS[1], first_lane=first, stop_lane=stop)
+        for first, stop in ((0, 3), (0, 1), (1, 3))
+    ]
+    cursor, cut = parts[0].start(), 0
+    for _ in range(20):
+        (windows, after), *others = (epoch_of(part, cursor) for part in parts)
+        assert all(window.weights[:, -1].any() for window in windows)
+        for other, _ in others:
+            assert [window.length for window in other] == [window.length for window in windows]
+        if order == "sequential":
+            assert sum(window.length for window in windows) == 198 // 3
+        cut += windows[-1].length < 3  # shorter than any that is drawn but for the short base
+        cursor = after
+    assert cut
+
+
 @pytest.mark.parametrize("jitter", JITTERS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_reader_restored_at_every_position_gives_the_same_from_there(

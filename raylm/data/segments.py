@@ -46,7 +46,6 @@ class Segments:
             first_target=self.first_target[segment] + done,
             sizes=np.clip(self.targets[segment] - done, 0, np.diff(borders)[:, None]),
             age=windows[:-1, None] - first_window,
-            starts=borders,
         )
 
     def at(self, window: int, count: int) -> np.ndarray:
@@ -69,15 +68,13 @@ class Layout:
     """What each lane reads in some consecutive windows; arrays are int64 [windows, lanes].
 
     `segment` numbers the segments; a lane has `sizes` targets from `first_target` on, none after its last
-    segment; `age` counts the windows since the segment began. `starts` [windows + 1] says where the windows
-    begin, in targets of a lane since the epoch's start.
+    segment; `age` counts the windows since the segment began.
     """
 
     segment: np.ndarray
     first_target: np.ndarray
     sizes: np.ndarray
     age: np.ndarray
-    starts: np.ndarray
 
 
 def epoch_segments(

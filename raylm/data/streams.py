@@ -53,8 +53,9 @@ class Place:
 class Streams:
     """Reads lanes [first_lane, stop_lane) of a global batch of `lanes` lanes, in windows of `window` targets.
 
-    With `jitter`, `window` is the greatest length. `pad_lanes_to` adds lanes without targets at the end, so that
-    workers with fewer lanes (or none) have the same shape. Reading is a pure function of the cursor; windows are read
+    With `jitter`, `window` is the greatest length, and a window is no longer than the lane that has most targets in it:
+    an epoch's last one as long as what is left. `pad_lanes_to` adds lanes without targets at the end, so that workers
+    with fewer lanes (or none) have the same shape. Reading is a pure function of the cursor; windows are read
     `superbatch` at a time because one long read is cheaper than many short ones. One thread reads at a time.
 
     Raises:
@@ -135,7 +136,7 @@ class Streams:
         here = self.settle(cursor)
         batch = self.superbatch(here.epoch, here.window)
         k = here.window - batch.window
-        length = int(batch.starts[k + 1] - batch.starts[k])
+        length = self.window if self._jitter is None else int(batch.longest[k])
         left_out = here.left_out_before()
         window = Window(
             inputs=batch.inputs[k, :, :length],

@@ -21,9 +21,8 @@ class Superbatch:
     """Consecutive windows of one epoch, the first of them `window`.
 
     `inputs` and `targets` (int32) and `weights` (float32) are [windows, lanes_here, T]. `age`, int64 [windows,
-    lanes_here], is the number of windows since the lane's segment began. `starts`, int64 [windows + 1], says
-    where the windows begin, in targets of a lane since the epoch's start. `targets_total`, int64 [windows],
-    counts the targets of all lanes.
+    lanes_here], is the number of windows since the lane's segment began. Of all lanes `longest`, int64 [windows], is
+    the number of targets of the lane that has most, and `targets_total`, int64 [windows], counts the targets.
     """
 
     epoch: int
@@ -32,7 +31,7 @@ class Superbatch:
     targets: np.ndarray
     weights: np.ndarray
     age: np.ndarray
-    starts: np.ndarray
+    longest: np.ndarray
     targets_total: np.ndarray
 
     def holds(self, epoch: int, window: int) -> bool:
@@ -123,7 +122,7 @@ def read_superbatch(
     age[:, :lanes_here] = layout.age[:, lanes]
     for array in (*buffers, *views, age):
         array.flags.writeable = False
-    return Superbatch(epoch, window, *views, age, layout.starts, layout.sizes.sum(axis=1))
+    return Superbatch(epoch, window, *views, age, layout.sizes.max(axis=1), layout.sizes.sum(axis=1))
 
 
 def _runs(segment: np.ndarray) -> list[tuple[int, int, int]]:

@@ -68,7 +68,7 @@ class Watch:
         mean = tf.reduce_mean(lengths)
         return tf.stack(
             [
-                _ratio(tf.add_n(moved), tf.add_n(held)),
+                _ratio(_total(moved), _total(held)),
                 *map(_ratio, moved, held),
                 *(_saturation(gates()) for gates in self._gates),
                 *(_root_mean_square([layer.cell]) for layer in after),
@@ -121,4 +121,9 @@ def _ratio(moved: Tensor, held: Tensor) -> Tensor:
 
 def _root_mean_square(parts: Sequence[Tensor]) -> Tensor:
     count = tf.add_n([tf.size(part, tf.int64) for part in parts])
-    return tf.sqrt(tf.add_n([_square(part) for part in parts]) / tf.cast(count, tf.float32))
+    return tf.sqrt(_total([_square(part) for part in parts]) / tf.cast(count, tf.float32))
+
+
+def _total(scalars: Sequence[Tensor]) -> Tensor:
+    """In one order: `add_n` takes them as they come."""
+    return tf.reduce_sum(tf.stack(scalars))
