@@ -1,7 +1,7 @@
 """Runs the README's commands, one after another, from an empty directory, and writes a page of Markdown: a table of how
 long each took and how it ended, and what each printed.
 
-RAYLM_PTB_DIR=ptb python jobs/time_readme.py --output jobs/tour.md        at most ten minutes
+RAYLM_PTB_DIR=ptb python jobs/time_readme.py --output jobs/tour.md        a quarter of an hour
 
 Each is typed as it stands there, with what its words stand for put in: the first run for RUN, a text for my-text.txt.
 The first training runs to its end; another that takes longer than --limit seconds gets a Ctrl-C then, as a person would
@@ -11,6 +11,7 @@ end it. What needs a cluster, a server, or the tests is left out, and so is what
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import re
 import shlex
@@ -60,8 +61,8 @@ def commands(text: str) -> Iterator[str]:
 
 def filled(command: str, folder: Path) -> list[str]:
     """The words of a command, with what is in the folder for what they stand for."""
-    begun = sorted((folder / "runs").glob("*/config.json"), key=lambda file: file.stat().st_mtime)
-    runs = [file.parent for file in begun]
+    begun = (file.parent for file in (folder / "runs").glob("*/config.json"))
+    runs = sorted(begun, key=lambda run: run.name.split("-")[-2:])  # their names end with date and time
     named = re.search(r"--name (\S+)", command)
     if runs and not named:
         checkpoints = sorted(runs[0].glob("checkpoints/step-*"))
@@ -109,7 +110,8 @@ def timed(command: str, folder: Path, limit: float) -> Timed:
 
 def _anywhere(words: str, folder: Path) -> str:
     """Without the names of this machine and of its folders."""
-    for place, name in ((folder, "."), (ROOT, "raylm"), (Path(sys.prefix), "venv"), (Path.home(), "~")):
+    treebank = Path(os.environ.get("RAYLM_PTB_DIR") or folder / "ptb")
+    for place, name in ((folder, "."), (treebank, "ptb"), (ROOT, "."), (Path(sys.prefix), "venv"), (Path.home(), "~")):
         words = words.replace(str(place.resolve()), name)
     words = re.sub(r"(?<![\d.])\d{1,3}(\.\d{1,3}){3}(?![\d.])", "ADDRESS", words)
     return words.replace(socket.gethostname(), "HOST")
@@ -123,6 +125,9 @@ def prepare(folder: Path) -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines() * 4
     for name, part in {"my-text": lines, "train": lines, "valid": lines[:400], "test": lines[:400]}.items():
         (folder / f"{name}.txt").write_text("\n".join(part) + "\n", encoding="utf-8")
+    (folder / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    with gzip.open(folder / "b.txt.gz", "wt", encoding="utf-8") as compressed:
+        compressed.write("\n".join(lines))
     (folder / "my.toml").write_text("steps = 100\n")
 
 
@@ -173,7 +178,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="WORDS", help="commands that hold one of these alone")
     parser.add_argument("--limit", type=float, default=25, metavar="SECONDS", help="default %(default)g")
     parser.add_argument("--first", type=float, default=180, metavar="SECONDS", help="of the first; default %(default)g")
-    parser.add_argument("--total", type=float, default=600, metavar="SECONDS", help="default %(default)g")
+    parser.add_argument("--total", type=float, default=1200, metavar="SECONDS", help="default %(default)g")
     return parser.parse_args()
 
 

@@ -114,7 +114,7 @@ def test_plain_lines_are_exactly_these() -> None:
         "incident: loss is nan at step 121",
         "rollback: rolled back from step 121 to 100, learning rate x 0.5, window 121 left out",
         "resumed at step 100, epoch 1, window 101, about 12,345 tokens left, changed: cluster.workers 2 -> 1",
-        "now on 2 workers x 1 replicas",
+        "now on 2 workers x 1 replica",
         "step 101/400, epoch 1, loss 5.812 nats, perplexity 334.3, 12,345 tokens/s, lr 1, gradient norm 2.125",
         "step 400/400, epoch 1, loss 5.812 nats, perplexity 334.3, 12,345 tokens/s, lr 1, gradient norm 2.125",
         "completed at step 400: all steps done",

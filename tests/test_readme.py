@@ -192,7 +192,19 @@ def test_every_command_of_raylm_s_own_ends_well_one_after_another_from_an_empty_
     subprocess.run(program, check=True, timeout=3600)
     ends = re.findall(r"^\| `(.+)` \| [\d.]+ \| (.+) \|$", times.read_text(), re.MULTILINE)
     assert len(ends) > 35
-    assert {command: end for command, end in ends if not end.endswith(("exit code 0", "exit code 130"))} == {}
+    unwell = {command: end for command, end in ends if not end.endswith(("exit code 0", "exit code 130"))}
+    assert unwell == {"raylm diagnose RUN --apply mended.toml": "exit code 2"}  # of a healthy run, there is nothing to
+
+
+def test_the_page_of_what_they_print_has_them_all_and_names_no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    page = (ROOT / "jobs/tour.md").read_text(encoding="utf-8")
+    wanted = list(importlib.import_module("time_readme").commands(README))
+    assert len(wanted) > 35
+    assert re.findall(r"^\| `(.+)` \| [\d.]+ \| ", page, re.MULTILINE) == wanted
+    assert [command for command in wanted if f"\n$ {command}\n" not in page] == []
+    assert "Traceback" not in page
+    assert not any(str(place) in page for place in (ROOT, Path.home(), tempfile.gettempdir()))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from raylm.observe.progress import (
     evaluation_line,
     exchange_figures,
     incident_line,
+    resize_line,
     resume_line,
     rollback_line,
     sample_line,
@@ -67,7 +68,7 @@ class PlainView:
             case "resume":
                 self._say(resume_line(event))
             case "resize":
-                self._say(f"now on {event.get('workers')} workers x {event.get('replicas')} replicas")
+                self._say(resize_line(event))
             case "end":
                 self._say_step()
                 self._say(end_line(event))

@@ -239,6 +239,11 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def resize_line(event: Event) -> str:
+    """`now on 2 workers x 1 replica`."""
+    return f"now on {_plural(event.get('workers'), 'worker')} x {_plural(event.get('replicas'), 'replica')}"
+
+
 def rollback_line(event: Event) -> str:
     """From where to where, and with what change."""
     parts = [f"rolled back from step {event.get('step', 0)} to {event.get('to_step', 'an earlier one')}"]

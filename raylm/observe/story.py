@@ -173,7 +173,7 @@ _LINES: Mapping[str, Callable[[Event], str]] = {
     "rollback": progress.rollback_line,
     "verdict": progress.verdict_line,
     "resume": progress.resume_line,
-    "resize": lambda event: f"now on {event.get('workers')} workers x {event.get('replicas')} replicas",
+    "resize": progress.resize_line,
     "checkpoint": lambda event: str(event.get("problem") or ""),
     "end": progress.end_line,
 }
