@@ -230,7 +230,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
-        pytest.skip("a small tmpfs cannot be mounted here")
+        pytest.skip("a full disk is a small tmpfs, and to mount one needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

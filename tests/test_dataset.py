@@ -169,7 +169,7 @@ def test_a_destination_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> 
 def test_a_full_disk_is_one_clear_line() -> None:
     full = Path("/dev/full")
     if not full.exists():
-        pytest.skip("this system has no /dev/full")
+        pytest.skip("a full disk is /dev/full here, which this system has not (Linux has)")
     with pytest.raises(UserError, match="No space left"), storing(full), full.open("wb", buffering=0) as file:
         file.write(b"x")
 

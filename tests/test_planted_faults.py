@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tensorflow")
 with pytest.MonkeyPatch.context() as patched:
     patched.syspath_prepend(str(Path(__file__).parents[1] / "jobs"))
     from planted_faults import BASE, FAULTS, HEALTHY, SIZES

@@ -114,7 +114,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a small tmpfs cannot be mounted here")
+        pytest.skip("a full disk is a small tmpfs, and to mount one needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

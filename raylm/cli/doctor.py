@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], program: str = "raylm doctor") -> int:
     mode = os.environ.get("RAY_AUTH_MODE", "")
     rows = [token_row(mode, doctor.has_token(), bool(address))]
     if address:
-        from raylm.cluster.connection import connected, output_to
+        from raylm.cluster.connection import connected, output_to  # here: as above
 
         with (
             tempfile.TemporaryDirectory() as folder,

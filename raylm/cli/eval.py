@@ -15,6 +15,7 @@ from raylm.cli.tables import print_json, print_table
 from raylm.cli.trained import Mode, ModelCommand, load, longest_sentence, quiet_tensorflow, sayer
 from raylm.errors import UserError
 from raylm.observe import figures
+from raylm.training.texts import find_texts
 
 if TYPE_CHECKING:
     from raylm.training.measure import Measured
@@ -62,8 +63,6 @@ def main(arguments: Sequence[str], program: str = "raylm eval") -> int:
     """The exit code. Raises: UserError: a mistake of the user's."""
     command = parse_options(EvalCommand, arguments, program=program, about=SUMMARY + "\n" + EXAMPLES)
     _refuse_idle_options(command)
-    from raylm.training.texts import find_texts  # here: help needs none of what reads data
-
     say = sayer(program)
     trained = load(command.checkpoint, command.best, program)
     longest = longest_sentence(command.read, trained)
