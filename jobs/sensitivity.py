@@ -18,6 +18,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from raylm.config import ModelConfig, RunConfig
+from raylm.data.corpora import find_corpus
+from raylm.data.dataset import open_dataset
+from raylm.data.prepare import prepare_corpus
+from raylm.recipes import PTB_SMALL
+from raylm.training.datasets import Datasets
+from raylm.training.topology import Topology
+
 STEPS = (1, 10, 20, 30, 40, 50)
 
 
@@ -48,17 +58,8 @@ def run(data_dir: Path, *child: str) -> list[float]:
 
 def losses(data_dir: Path, rate: float, replicas: int, nudge: bool) -> list[float]:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    import numpy as np
-
-    import raylm.model.language_model as language_model
-    from raylm.config import ModelConfig, RunConfig
-    from raylm.data.corpora import find_corpus
-    from raylm.data.dataset import open_dataset
-    from raylm.data.prepare import prepare_corpus
-    from raylm.recipes import PTB_SMALL
-    from raylm.training.datasets import Datasets
+    import raylm.model.language_model as language_model  # here: TensorFlow reads the environment
     from raylm.training.loop import Outside, train
-    from raylm.training.topology import Topology
 
     if nudge:
         original = language_model.drawn_weights

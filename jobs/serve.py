@@ -128,7 +128,7 @@ class Service:
 
     def generate(self, request: Generate) -> Iterator[bytes]:
         """The text after a prompt, word by word."""
-        from raylm.training.generate import Sampling, shown
+        from raylm.training.generate import Sampling, shown  # here: as above
 
         vocabulary, tokenizer = self._trained.vocabulary, self._trained.tokenizer
         ids = self._ids(request.prompt) if request.prompt.strip() else []
@@ -141,7 +141,7 @@ class Service:
         return shown(drawn, vocabulary, tokenizer, begins_line=not ids)
 
     def _ids(self, text: str) -> Sequence[int]:
-        from raylm.training.generate import read_prompt
+        from raylm.training.generate import read_prompt  # here: as above
 
         ids, _ = read_prompt(text, self._trained.vocabulary, self._trained.tokenizer)
         if not ids:

@@ -31,6 +31,7 @@ from raylm.cli.train import prepare, run_folder
 from raylm.cli.words import merged
 from raylm.config import RunConfig
 from raylm.data.caching import default_cache_dir, write_file
+from raylm.data.dataset import open_dataset
 from raylm.data.sample import find_sample
 from raylm.errors import UserError
 from raylm.observe import figures
@@ -39,6 +40,8 @@ from raylm.observe.events import EventLog, read_events, validation_losses
 from raylm.observe.run_folder import RunRecord, create_in_store, create_run_folder, to_be_kept
 from raylm.observe.summary import NAME as SUMMARY
 from raylm.observe.summary import Summary, write_summary
+from raylm.training.datasets import Datasets
+from raylm.training.topology import Topology
 
 TOY = (
     *("--data.lanes", "10", "--data.window", "10", "--data.vocabulary-size", "1000", "--model.hidden", "48"),
@@ -79,16 +82,13 @@ def run_trial(drawn: Mapping[str, float], record: RunRecord, place: str, cores: 
 
     place: the search's folder or URI, in which the trial has its own.
     """
-    from ray import tune
+    from ray import tune  # here: help needs no Ray, whose import takes a second
 
     from raylm.cluster.worker import QUIET_TENSORFLOW
 
     threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(cores))
     os.environ.update(QUIET_TENSORFLOW, **threads)
-    from raylm.data.dataset import open_dataset
-    from raylm.training.datasets import Datasets
-    from raylm.training.loop import Outside, train
-    from raylm.training.topology import Topology
+    from raylm.training.loop import Outside, train  # here: TensorFlow reads the environment
 
     name = _run_name(tune.get_context().get_trial_id())
     config = configured(record.config, drawn, name=name, storage_path=place)
@@ -118,7 +118,7 @@ def search(record: RunRecord, place: str, folder: Path, trials: int, say: Callab
     Raises:
         UserError: the cluster cannot be reached, or no trial came to an evaluation.
     """
-    import ray
+    import ray  # here: help needs no Ray, whose import takes a second
     from ray import tune
 
     from raylm.cluster.attempt import run_name
